@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash
+# What is set here is used by those who source it.
+# shellcheck disable=SC2034
 #
 # What the build and the virtual machine share: where things are kept, how
 # progress is told, how packages of the host are asked for, and when a cached
@@ -30,20 +32,26 @@ die() {
 # life with the elapsed time is printed each 20 seconds; when COMMAND fails, the
 # end of LOG is shown and the script ends.
 run_logged() {
-	local log=$1 what=$2 start=$SECONDS pid rc=0 ticks=0
+	local log=$1 what=$2 start=$SECONDS next=20 pid rc=0
 	shift 2
 	say "$what"
 	mkdir -p "$(dirname "$log")"
+	# A process group of its own, so that an interrupt ends all of it: a plain
+	# background job of a script ignores Ctrl-C and would go on unseen.
+	set -m
 	"$@" >"$log" 2>&1 </dev/null &
 	pid=$!
+	set +m
+	trap 'kill -- "-$pid" 2>/dev/null; exit 130' INT TERM
 	while kill -0 "$pid" 2>/dev/null; do
-		sleep 1
-		ticks=$((ticks + 1))
-		if ((ticks % 20 == 0)); then
+		sleep 0.2
+		if ((SECONDS - start >= next)); then
 			printf '    … %s: %d s\n' "$what" $((SECONDS - start)) >&2
+			next=$((next + 20))
 		fi
 	done
 	wait "$pid" || rc=$?
+	trap - INT TERM
 	if ((rc != 0)); then
 		tail -n 40 "$log" >&2
 		die "$what failed with status $rc (the whole log: $log)"
@@ -93,7 +101,38 @@ with_lock() {
 	shift
 	mkdir -p "$DM_CACHE/lock"
 	(
-		flock 9
+		if ! flock -n 9; then
+			say "waiting for another run, which is at the same step ($name)"
+			flock 9
+		fi
 		"$@"
 	) 9>"$DM_CACHE/lock/$name"
+}
+
+# debian_mirror - the URI of a Debian mirror: DM_SNAP_RS_MIRROR, or else the one
+# that the host's own apt sources name.
+debian_mirror() {
+	local uri file
+	uri=${DM_SNAP_RS_MIRROR:-}
+	if [ -z "$uri" ]; then
+		# apt itself lists its sources, whichever format they are written in.
+		# shellcheck disable=SC2016
+		uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' |
+			sed -nE '/\/debian\/?$|^mirror\+file:.*\/debian\.list$/p' | head -n 1)
+	fi
+	# Debian's cloud images name a file that lists the mirrors.
+	if [[ $uri == mirror+file:* ]]; then
+		file=$(sed -E 's#^mirror\+file:/*#/#' <<<"$uri")
+		uri=$(sed -nE 's/^(http[^[:space:]]*).*/\1/p' "$file" | head -n 1)
+	fi
+	[ -n "$uri" ] || die "the apt sources of this host name no Debian mirror; set DM_SNAP_RS_MIRROR to the URI of one"
+	printf '%s\n' "${uri%/}"
+}
+
+# fill_mirror FILE - FILE, a list of apt sources, with @MIRROR@ filled in and
+# without its comments.
+fill_mirror() {
+	local mirror
+	mirror=$(debian_mirror)
+	sed -e '/^#/d' -e "s#@MIRROR@#$mirror#" "$1"
 }

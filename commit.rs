@@ -1,0 +1,433 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Group commit: how records get to the COW device, and who waits for that.
+//!
+//! Copies that finish while a commit is under way collect, and the next commit takes them all.
+//! Nothing ever waits for an idle moment, and no commit runs in the thread that completes
+//! copies. Exceptions made by the snapshot's own writes are put off (rule R2): until a FLUSH or
+//! FUA on the snapshot, an origin write to the same chunks, many of them, or a second has passed.
+//!
+//! What a crash finds: a record is written with a flush before it and FUA on itself. So when it
+//! is there, its data is too; and when it is not there, no origin write has been let through,
+//! and whoever wrote to the snapshot has not been told that the data lasts. The old data is
+//! still on the origin then, and that is what the snapshot shows.
+
+#![deny(unsafe_code)]
+
+use crate::{
+    dm::{Bio, BioList, Buffer, Finished, IoDone, NoIo, Queued, Request, Span, WriteFlags, MAX_BYTES},
+    live::{Failure, Health, Live},
+    slot::{Io, Saved},
+    store::{
+        area::Zeroing,
+        persistent::{Next, LANES, LANE_BYTES},
+    },
+    units::Sector,
+};
+use kernel::{prelude::*, sync::Arc};
+
+/// How long a record may stay volatile, in milliseconds.
+pub(crate) const MAX_DELAY_MS: u32 = 1000;
+
+/// How many records may be put off.
+const MAX_DELAYED: u64 = 1024;
+
+/// How many exceptions are ended at a time.
+const BATCH: usize = 64;
+
+/// By this tag a request is known as that of an area being zeroed; a lane's is its index.
+const ZERO_TAG: usize = LANES;
+
+/// The state of a snapshot's commits.
+pub(crate) struct Commit {
+    /// What the lanes write with, while they don't.
+    requests: [Option<Request<Live>>; LANES],
+    buffers: [Option<Buffer>; LANES],
+    /// How many lanes write.
+    running: usize,
+    /// Whether a commit is under way, or has come to its end and this has not been looked at.
+    is_begun: bool,
+    has_failed: bool,
+    /// The next commit should begin as soon as it can.
+    is_due: bool,
+    /// The exceptions that a commit has ended.
+    ended: KVec<Saved>,
+    zero: Zero,
+    /// Flushes of the snapshot that came after the commit under way had begun.
+    flush_next: BioList<Io>,
+    /// Flushes that the commit under way fulfils.
+    flush_now: BioList<Io>,
+    /// Writes whose data is on stable media, which wait for records that may not be.
+    held_next: BioList<Io>,
+    held_now: BioList<Io>,
+    /// How many times a commit has ended, or there was nothing to commit.
+    finished: u64,
+}
+
+/// The zeroing of areas ahead of the records.
+struct Zero {
+    request: Option<Request<Live>>,
+    buffer: Option<Buffer>,
+    /// What is being zeroed: the first sector, the bytes, and how many of them are done.
+    now: Option<(Zeroing, Sector, u64, u64)>,
+    has_failed: bool,
+}
+
+impl Commit {
+    /// Gets all the memory that commits will ever need; none, if there will be none. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn new(is_persistent: bool) -> Result<Self> {
+        let mut commit = Self {
+            requests: [const { None }; LANES],
+            buffers: [const { None }; LANES],
+            running: 0,
+            is_begun: false,
+            has_failed: false,
+            is_due: false,
+            ended: KVec::new(),
+            zero: Zero {
+                request: None,
+                buffer: None,
+                now: None,
+                has_failed: false,
+            },
+            flush_next: BioList::new(),
+            flush_now: BioList::new(),
+            held_next: BioList::new(),
+            held_now: BioList::new(),
+            finished: 0,
+        };
+        if is_persistent {
+            for request in &mut commit.requests {
+                *request = Some(Request::new(GFP_KERNEL)?);
+            }
+            for buffer in &mut commit.buffers {
+                *buffer = Some(Buffer::new(LANE_BYTES, GFP_KERNEL)?);
+            }
+            commit.ended = KVec::with_capacity(BATCH, GFP_KERNEL)?;
+            commit.zero.request = Some(Request::new(GFP_KERNEL)?);
+            commit.zero.buffer = Some(Buffer::zeroes(MAX_BYTES, GFP_KERNEL)?);
+        }
+        Ok(commit)
+    }
+}
+
+impl IoDone for Live {
+    fn io_done(this: Arc<Self>, finished: Finished<Self>) {
+        let mut commit = this.commit.lock();
+        if finished.tag == ZERO_TAG {
+            commit.zero.request = Some(finished.request);
+            commit.zero.buffer = finished.buffer;
+            commit.zero.has_failed |= finished.result.is_err();
+        } else {
+            if let Some(place) = commit.requests.get_mut(finished.tag) {
+                *place = Some(finished.request);
+            }
+            if let Some(place) = commit.buffers.get_mut(finished.tag) {
+                *place = finished.buffer;
+            }
+            commit.has_failed |= finished.result.is_err();
+            commit.running = commit.running.saturating_sub(1);
+            if commit.running != 0 {
+                return;
+            }
+        }
+        drop(commit);
+        this.queue_commit();
+    }
+}
+
+impl Live {
+    /// A record is to be written; its data is on the COW device. Context: any.
+    pub(crate) fn add_record(self: &Arc<Self>, saved: Saved, is_urgent: bool) {
+        let Some(store) = self.persistent() else { return };
+        let waiting = store.add(saved);
+        if is_urgent || waiting >= MAX_DELAYED || self.health() == Health::Invalid {
+            self.commit_now();
+        } else {
+            self.start_timer();
+        }
+    }
+
+    /// Begins a commit as soon as the one under way has ended. Context: any.
+    pub(crate) fn commit_now(self: &Arc<Self>) {
+        if self.persistent().is_none() {
+            return;
+        }
+        self.commit.lock().is_due = true;
+        self.queue_commit();
+    }
+
+    /// Sleeps until all records that were added before are on stable media, or the snapshot is
+    /// invalid.
+    pub(crate) fn commit_and_wait(self: &Arc<Self>) {
+        let Some(store) = self.persistent() else { return };
+        while store.has_volatile() {
+            let mut commit = self.commit.lock();
+            commit.is_due = true;
+            let seen = commit.finished;
+            self.queue_commit();
+            while commit.finished == seen {
+                self.committed.wait(&mut commit);
+            }
+        }
+    }
+
+    /// Whether a record is not on stable media, so that flushes and FUA writes have to wait for
+    /// it. Context: any.
+    pub(crate) fn has_volatile(&self) -> bool {
+        self.persistent().is_some_and(|store| store.has_volatile())
+    }
+
+    /// A flush ends when all records that there are now are on stable media, and the COW device's
+    /// cache has been flushed.
+    pub(crate) fn hold_flush(self: &Arc<Self>, bio: Bio<Io>) -> Queued {
+        let mut commit = self.commit.lock();
+        commit.is_due = true;
+        let queued = commit.flush_next.push(bio);
+        drop(commit);
+        self.queue_commit();
+        queued
+    }
+
+    /// A write whose data is on stable media ends when all records that there are now are too.
+    /// Context: any.
+    pub(crate) fn hold_durable(self: &Arc<Self>, bio: Bio<Io>) -> Queued {
+        let mut commit = self.commit.lock();
+        commit.is_due = true;
+        let queued = commit.held_next.push(bio);
+        drop(commit);
+        self.queue_commit();
+        queued
+    }
+
+    /// Looks at what has ended, and begins what there is to do. The work of `queue_commit`, hence
+    /// never beside itself.
+    pub(crate) fn run_commit(self: &Arc<Self>) {
+        if self.persistent().is_none() {
+            return;
+        }
+        let _no_io = NoIo::enter();
+        if self.finish_commit() {
+            self.zero_ahead();
+            self.begin_commit();
+        }
+    }
+
+    /// Ends the commit that was under way; answers whether there is none now.
+    fn finish_commit(self: &Arc<Self>) -> bool {
+        let Some(store) = self.persistent() else {
+            return true;
+        };
+        let mut commit = self.commit.lock();
+        if commit.running != 0 {
+            return false;
+        }
+        if core::mem::take(&mut commit.is_begun) {
+            let has_failed = core::mem::take(&mut commit.has_failed);
+            let flushes = commit.flush_now.take();
+            let held = commit.held_now.take();
+            drop(commit);
+            let result = if has_failed {
+                self.fail(Failure::WriteMetadata);
+                Err(EIO)
+            } else {
+                store.finish();
+                Ok(())
+            };
+            if result.is_ok() {
+                self.end_committed();
+            }
+            end_all(flushes, result);
+            end_all(held, result);
+            commit = self.commit.lock();
+            commit.finished = commit.finished.wrapping_add(1);
+            self.committed.notify_all();
+        }
+        drop(commit);
+        true
+    }
+
+    /// Ends the exceptions whose records are on stable media.
+    fn end_committed(self: &Arc<Self>) {
+        let Some(store) = self.persistent() else { return };
+        let mut ended = core::mem::take(&mut self.commit.lock().ended);
+        loop {
+            let has_more = store.take_committed(&mut ended);
+            for saved in &ended {
+                self.end_exception(saved.slot, saved.item);
+            }
+            ended.clear();
+            if !has_more {
+                break;
+            }
+        }
+        self.commit.lock().ended = ended;
+    }
+
+    /// Begins a commit, if there is anything to do and one is due.
+    fn begin_commit(self: &Arc<Self>) {
+        let Some(store) = self.persistent() else { return };
+        if self.health() == Health::Invalid {
+            return self.abandon_commits();
+        }
+        let Some(devices) = self.devices() else {
+            return;
+        };
+        let mut commit = self.commit.lock();
+        if !commit.is_due || self.health() == Health::Failing {
+            return;
+        }
+        let Some(mut lanes) = take_both(&mut commit.buffers) else {
+            return;
+        };
+        let next = store.begin(&mut lanes);
+        let [first, second] = lanes;
+        commit.buffers = [Some(first), Some(second)];
+        match next {
+            Next::Nothing => {
+                commit.is_due = false;
+                let mut flushes = commit.flush_next.take();
+                let held = commit.held_next.take();
+                commit.finished = commit.finished.wrapping_add(1);
+                drop(commit);
+                self.committed.notify_all();
+                end_all(held, Ok(()));
+                while let Some(mut bio) = flushes.pop() {
+                    bio.remap(&devices.cow, Sector(0));
+                    bio.submit();
+                }
+            }
+            // When the area has been zeroed, this is called again.
+            Next::Zero => {}
+            Next::Full => {
+                drop(commit);
+                self.fail(Failure::MetadataFull);
+            }
+            Next::Commit { writes, is_all } => {
+                if is_all {
+                    commit.is_due = false;
+                    let flushes = commit.flush_next.take();
+                    commit.flush_now = flushes;
+                    let held = commit.held_next.take();
+                    commit.held_now = held;
+                }
+                commit.is_begun = true;
+                let mut ready = [const { None }; LANES];
+                for (lane, write) in writes.iter().enumerate() {
+                    let Some(write) = write else { continue };
+                    let request = commit.requests.get_mut(lane).and_then(Option::take);
+                    let buffer = commit.buffers.get_mut(lane).and_then(Option::take);
+                    if let (Some(request), Some(buffer), Some(place)) =
+                        (request, buffer, ready.get_mut(lane))
+                    {
+                        *place = Some((request, buffer, *write));
+                        commit.running = commit.running.saturating_add(1);
+                    }
+                }
+                drop(commit);
+                for (lane, ready) in ready.into_iter().enumerate() {
+                    let Some((request, buffer, write)) = ready else {
+                        continue;
+                    };
+                    request.write(
+                        &self.client,
+                        &devices.cow,
+                        Span::at(write.at, write.bytes),
+                        buffer,
+                        WriteFlags::FlushFua,
+                        self.clone(),
+                        lane,
+                    );
+                }
+            }
+        }
+    }
+
+    /// The snapshot is invalid: nobody has to wait for its records.
+    fn abandon_commits(self: &Arc<Self>) {
+        let Some(store) = self.persistent() else { return };
+        store.abandon();
+        self.end_committed();
+        let mut commit = self.commit.lock();
+        commit.is_due = false;
+        commit.finished = commit.finished.wrapping_add(1);
+        let mut bios = commit.flush_next.take();
+        bios.append(commit.flush_now.take());
+        bios.append(commit.held_next.take());
+        bios.append(commit.held_now.take());
+        drop(commit);
+        self.committed.notify_all();
+        end_all(bios, Err(EIO));
+    }
+
+    /// Zeroes areas ahead of the records (rule R5), a piece at a time.
+    fn zero_ahead(self: &Arc<Self>) {
+        let Some(store) = self.persistent() else { return };
+        let Some(devices) = self.devices() else { return };
+        let mut commit = self.commit.lock();
+        if commit.zero.request.is_none() {
+            return;
+        }
+        if core::mem::take(&mut commit.zero.has_failed) {
+            commit.zero.now = None;
+            drop(commit);
+            return self.fail(Failure::WriteMetadata);
+        }
+        if self.health() == Health::Invalid {
+            return;
+        }
+        if let Some((zeroing, _, bytes, done)) = commit.zero.now {
+            if done >= bytes {
+                store.zeroed(&zeroing);
+                commit.zero.now = None;
+            }
+        }
+        if commit.zero.now.is_none() {
+            let next = store.wants_zeroing();
+            commit.zero.now = next.map(|(zeroing, at, bytes)| (zeroing, at, bytes, 0));
+        }
+        let Some((_, at, bytes, done)) = &mut commit.zero.now else {
+            return;
+        };
+        let piece = bytes.saturating_sub(*done).min(MAX_BYTES as u64);
+        let from = Sector(at.0.saturating_add(*done / 512));
+        *done = done.saturating_add(piece);
+        let request = commit.zero.request.take();
+        let buffer = commit.zero.buffer.take();
+        drop(commit);
+        if let (Some(request), Some(buffer)) = (request, buffer) {
+            request.write(
+                &self.client,
+                &devices.cow,
+                Span::at(from, piece as usize),
+                buffer,
+                WriteFlags::Fua,
+                self.clone(),
+                ZERO_TAG,
+            );
+        }
+    }
+}
+
+/// The buffers of all lanes, if none of them writes.
+fn take_both(buffers: &mut [Option<Buffer>; LANES]) -> Option<[Buffer; LANES]> {
+    let [first, second] = buffers;
+    match (first.take(), second.take()) {
+        (Some(a), Some(b)) => Some([a, b]),
+        (a, b) => {
+            (*first, *second) = (a, b);
+            None
+        }
+    }
+}
+
+/// Ends all bios of a list.
+fn end_all(mut bios: BioList<Io>, result: Result) {
+    while let Some(bio) = bios.pop() {
+        bio.end(result);
+    }
+}

@@ -1,0 +1,372 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The copy engine: one read of the origin, many writes to COW devices.
+//!
+//! A copy is prepared first, when memory may be refused ([`Prepared`]); then, under the lock of
+//! its slot, it gets its destinations; then it goes, and needs no more memory. Its life:
+//!
+//! ```text
+//!   map or a retry            Prepared::go ──► read of the origin
+//!   interrupt                     io_done ──► work
+//!   work      the data is in memory: transient stores let the origin go (R1)
+//!                                         ──► a write to each destination, in parallel
+//!   interrupt               last io_done ──► work
+//!   work      each destination is saved: persistent stores commit, transient ones are done
+//! ```
+//!
+//! Ranges larger than a mebibyte, which only very large chunks make, are moved piece by piece.
+
+#![deny(unsafe_code)]
+
+use crate::{
+    dm::{BioList, Buffer, Device, Finished, IoDone, NoIo, Request, Span, WriteFlags, MAX_BYTES},
+    live::{Failure, Live},
+    pending::Phase,
+    registry::Origin,
+    slot::{Need, Saved},
+    units::{Sector, Sectors, SECTOR_SIZE},
+};
+use kernel::{
+    new_spinlock_irq, new_work,
+    prelude::*,
+    sync::{Arc, SpinLockIrq, UniqueArc},
+    workqueue::{impl_has_work, Work, WorkItem},
+};
+
+/// A run of chunks of a snapshot that a copy saves.
+pub(crate) struct Destination {
+    pub(crate) live: Arc<Live>,
+    pub(crate) saved: Saved,
+    /// Where the data comes from: the chunks, as far as the origin has them.
+    pub(crate) from: Sectors,
+    /// Where it goes on the COW device.
+    pub(crate) to: Sector,
+    pub(crate) cow: Device,
+    /// Whether an origin write waits for it, so that its record is urgent.
+    pub(crate) is_urgent: bool,
+}
+
+/// The memory of a copy that is still to be begun.
+pub(crate) struct Prepared {
+    place: UniqueArc<core::mem::MaybeUninit<Copy>>,
+    destinations: KVec<Destination>,
+    requests: KVec<Request<Copy>>,
+    buffer: Buffer,
+    source: Option<Device>,
+}
+
+impl Prepared {
+    /// Gets the memory to save what `need` says.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`. May sleep, but does no I/O.
+    pub(crate) fn new(need: &Need) -> Result<Self> {
+        let _no_io = NoIo::enter();
+        // Metadata areas cut runs on the COW device in two, now and then.
+        let count = need.runs.saturating_add(1);
+        let mut requests = KVec::with_capacity(count, GFP_KERNEL)?;
+        for _ in 0..count {
+            requests.push(Request::new(GFP_KERNEL)?, GFP_KERNEL)?;
+        }
+        let bytes = need.range.len().saturating_mul(SECTOR_SIZE);
+        let bytes = bytes.min(MAX_BYTES as u64) as usize;
+        Ok(Self {
+            place: UniqueArc::new_uninit(GFP_KERNEL)?,
+            destinations: KVec::with_capacity(count, GFP_KERNEL)?,
+            requests,
+            buffer: Buffer::new(bytes, GFP_KERNEL)?,
+            source: None,
+        })
+    }
+
+    /// Whether this is memory enough for `need`.
+    pub(crate) fn is_enough(&self, need: &Need) -> bool {
+        let bytes = need.range.len().saturating_mul(SECTOR_SIZE);
+        need.runs < self.destinations.capacity()
+            && bytes.min(MAX_BYTES as u64) <= self.buffer.len() as u64
+    }
+
+    /// Whether there is room for one more destination.
+    pub(crate) fn has_room(&self) -> bool {
+        self.destinations.len() < self.destinations.capacity()
+    }
+
+    /// Whether nothing is to be copied.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.destinations.is_empty()
+    }
+
+    /// Adds a destination, for data of `source`. Context: under the lock of its slot.
+    pub(crate) fn add(&mut self, destination: Destination, source: Device) {
+        // The caller has asked whether there is room.
+        let _ = self.destinations.push_within_capacity(destination);
+        // All snapshots of an origin have it open, each on its own account.
+        self.source.get_or_insert(source);
+    }
+
+    /// Begins the copy. Not under a lock.
+    pub(crate) fn go(self, origin: &Arc<Origin>) {
+        let Self {
+            place,
+            destinations,
+            requests,
+            buffer,
+            source: Some(source),
+        } = self
+        else {
+            return;
+        };
+        let mut all = destinations.iter().map(|d| d.from);
+        let Some(first) = all.next() else { return };
+        let range = all.fold(first, |range, from| range.union(&from));
+        let chunks: u64 = destinations.iter().map(|d| d.saved.len).sum();
+        let state = State {
+            at: range.start,
+            piece: Sectors::default(),
+            requests,
+            running: 0,
+            read: None,
+            has_read_failed: false,
+            failed: 0,
+        };
+        let copy = pin_init!(Copy {
+            origin: origin.clone(),
+            source,
+            range,
+            chunks: chunks as i64,
+            destinations,
+            state <- new_spinlock_irq!(state, "Copy::state"),
+            work <- new_work!("Copy::work"),
+        });
+        match place.pin_init_with(copy) {
+            Ok(copy) => {
+                let copy: Arc<Copy> = copy.into();
+                origin.add_copying(copy.chunks);
+                copy.read(buffer);
+            }
+            // Cannot happen: the initialiser allocates nothing.
+            Err(e) => match e {},
+        }
+    }
+}
+
+/// A copy under way.
+#[pin_data]
+pub(crate) struct Copy {
+    origin: Arc<Origin>,
+    source: Device,
+    /// All that is read.
+    range: Sectors,
+    chunks: i64,
+    destinations: KVec<Destination>,
+    #[pin]
+    state: SpinLockIrq<State>,
+    #[pin]
+    work: Work<Copy>,
+}
+
+impl_has_work! {
+    impl HasWork<Self> for Copy { self.work }
+}
+
+struct State {
+    /// Where the next piece begins.
+    at: u64,
+    /// The piece under way.
+    piece: Sectors,
+    requests: KVec<Request<Copy>>,
+    /// How many writes are under way.
+    running: usize,
+    /// The buffer, when a read has ended and this has not been looked at.
+    read: Option<Buffer>,
+    has_read_failed: bool,
+    /// The destinations that could not be written, a bit each; the last stands for all behind.
+    failed: u64,
+}
+
+impl IoDone for Copy {
+    fn io_done(this: Arc<Self>, finished: Finished<Self>) {
+        let mut state = this.state.lock();
+        let _ = state.requests.push_within_capacity(finished.request);
+        match finished.buffer {
+            Some(buffer) => {
+                state.has_read_failed = finished.result.is_err();
+                state.read = Some(buffer);
+            }
+            None => {
+                if finished.result.is_err() {
+                    state.failed |= failed_bit(finished.tag);
+                }
+                state.running = state.running.saturating_sub(1);
+                if state.running != 0 {
+                    return;
+                }
+            }
+        }
+        drop(state);
+        let wq = this.origin.wq.clone();
+        // It is not queued already: a copy does one thing at a time.
+        let _ = wq.enqueue(this);
+    }
+}
+
+fn failed_bit(destination: usize) -> u64 {
+    1 << destination.min(63)
+}
+
+impl WorkItem for Copy {
+    type Pointer = Arc<Copy>;
+
+    fn run(this: Arc<Copy>) {
+        let _no_io = NoIo::enter();
+        let mut state = this.state.lock();
+        let read = state.read.take();
+        let has_read_failed = state.has_read_failed;
+        drop(state);
+        match read {
+            Some(_) if has_read_failed => this.end(),
+            Some(buffer) => this.write(buffer),
+            None => this.next(),
+        }
+    }
+}
+
+impl Copy {
+    /// Reads the next piece.
+    fn read(self: &Arc<Self>, buffer: Buffer) {
+        let mut state = self.state.lock();
+        let room = buffer.len() as u64 / SECTOR_SIZE;
+        let end = state.at.saturating_add(room).min(self.range.end);
+        state.piece = Sectors {
+            start: state.at,
+            end,
+        };
+        let piece = state.piece;
+        state.at = end;
+        let request = state.requests.pop();
+        drop(state);
+        let Some(request) = request else { return };
+        request.read(
+            &self.origin.client,
+            &self.source,
+            Span::at(Sector(piece.start), (piece.len() * SECTOR_SIZE) as usize),
+            buffer,
+            self.clone(),
+            0,
+        );
+    }
+
+    /// Writes the piece that has been read to where it belongs.
+    fn write(self: &Arc<Self>, buffer: Buffer) {
+        let mut state = self.state.lock();
+        let piece = state.piece;
+        let is_last = piece.end >= self.range.end;
+        let is_whole = is_last && piece.start <= self.range.start;
+        drop(state);
+        if is_whole {
+            // The data is in memory: from here on, transient stores do without the origin.
+            self.advance(Phase::Filling, |live| live.persistent().is_none());
+        }
+        let Ok(buffer) = Arc::new(buffer, GFP_KERNEL) else {
+            self.state.lock().failed = u64::MAX;
+            return self.end();
+        };
+        let parts = || {
+            let all = self.destinations.iter().enumerate();
+            all.filter(|(_, d)| d.from.overlaps(&piece))
+        };
+        // One more than there are, so that the last to end is known as such.
+        state = self.state.lock();
+        state.running = parts().count().saturating_add(1);
+        drop(state);
+        for (index, destination) in parts() {
+            let part = Sectors {
+                start: destination.from.start.max(piece.start),
+                end: destination.from.end.min(piece.end),
+            };
+            let into = part.start.saturating_sub(destination.from.start);
+            let offset = part.start.saturating_sub(piece.start);
+            let request = self.state.lock().requests.pop();
+            let Some(request) = request else {
+                let mut state = self.state.lock();
+                state.failed |= failed_bit(index);
+                state.running = state.running.saturating_sub(1);
+                continue;
+            };
+            request.write_shared(
+                &self.origin.client,
+                &destination.cow,
+                Span {
+                    at: Sector(destination.to.0.saturating_add(into)),
+                    offset: (offset * SECTOR_SIZE) as usize,
+                    bytes: (part.len() * SECTOR_SIZE) as usize,
+                },
+                &buffer,
+                WriteFlags::Data,
+                self.clone(),
+                index,
+            );
+        }
+        drop(buffer);
+        state = self.state.lock();
+        state.running = state.running.saturating_sub(1);
+        let is_done = state.running == 0;
+        drop(state);
+        if is_done {
+            self.next();
+        }
+    }
+
+    /// A piece has been written: on to the next one, or to the end.
+    fn next(self: &Arc<Self>) {
+        let is_last = self.state.lock().at >= self.range.end;
+        if is_last {
+            return self.end();
+        }
+        match Buffer::new(MAX_BYTES, GFP_KERNEL) {
+            Ok(buffer) => self.read(buffer),
+            Err(_) => {
+                self.state.lock().failed = u64::MAX;
+                self.end();
+            }
+        }
+    }
+
+    /// All destinations for which `which` holds have come as far as `phase`.
+    fn advance(&self, phase: Phase, which: impl Fn(&Live) -> bool) {
+        let mut woken = BioList::new();
+        for destination in &self.destinations {
+            if !which(&destination.live) {
+                continue;
+            }
+            let saved = &destination.saved;
+            if let Some(mut slot) = self.origin.slot(saved.slot) {
+                let range = slot.flight.advance(saved.item, phase);
+                slot.wake(range, &mut woken);
+            }
+        }
+        self.origin.retry(woken);
+    }
+
+    /// The copy has come to its end.
+    fn end(self: &Arc<Self>) {
+        let state = self.state.lock();
+        let (has_read_failed, failed) = (state.has_read_failed, state.failed);
+        drop(state);
+        if !has_read_failed && failed == 0 {
+            self.advance(Phase::Volatile, |live| live.persistent().is_some());
+        }
+        for (index, destination) in self.destinations.iter().enumerate() {
+            let (live, saved) = (&destination.live, destination.saved);
+            if has_read_failed {
+                live.not_saved(saved.slot, saved.item, Failure::ReadOrigin);
+            } else if failed & failed_bit(index) != 0 {
+                live.not_saved(saved.slot, saved.item, Failure::WriteCow);
+            } else {
+                live.saved(saved, destination.is_urgent);
+            }
+        }
+        self.origin.add_copying(self.chunks.saturating_neg());
+    }
+}

@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Owned bios, lists of them, and the data that device-mapper carries with each.
+//!
+//! C headers: [`include/linux/bio.h`](srctree/include/linux/bio.h),
+//! [`include/linux/device-mapper.h`](srctree/include/linux/device-mapper.h)
+
+use super::device::Device;
+use crate::{
+    sys,
+    units::{Sector, Sectors},
+};
+use core::{marker::PhantomData, mem::ManuallyDrop, ptr::NonNull};
+use kernel::{bindings, prelude::*};
+
+/// Data that a target keeps with each bio, from `map` to `end_io`.
+///
+/// It begins as the default value. It is never dropped, hence `Copy`.
+pub(crate) trait PerBio: Copy + Default + Send + 'static {}
+
+/// How the data of a target lies before each bio.
+#[repr(C)]
+pub(super) struct Attached<P> {
+    /// The target that the bio was mapped by.
+    target: *mut sys::dm_target,
+    /// Whether the bio has got a device beneath to go to.
+    is_remapped: bool,
+    data: P,
+}
+
+/// What a bio asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Op {
+    Read,
+    Write,
+    /// Anything else. A target is only sent what it asked for.
+    Other,
+}
+
+/// A bio that its holder has to answer for.
+///
+/// A bio which is dropped ends with an I/O error, so that it can't be lost.
+///
+/// # Invariants
+///
+/// The pointer is to a bio that was given to a target of device-mapper whose per-bio data is
+/// an initialised `Attached<P>`; it has not ended and nobody else has it.
+pub(crate) struct Bio<P: PerBio> {
+    bio: NonNull<bindings::bio>,
+    _data: PhantomData<P>,
+}
+
+// SAFETY: A bio may be handled by any task.
+unsafe impl<P: PerBio> Send for Bio<P> {}
+// SAFETY: Through a shared reference, a bio can only be read.
+unsafe impl<P: PerBio> Sync for Bio<P> {}
+
+impl<P: PerBio> Bio<P> {
+    /// # Safety
+    ///
+    /// The invariants of the type must hold.
+    pub(super) unsafe fn from_raw(bio: NonNull<bindings::bio>) -> Self {
+        // INVARIANT: The caller vouches for it.
+        Self {
+            bio,
+            _data: PhantomData,
+        }
+    }
+
+    /// Sets up the per-bio data for a bio that comes to a target's `map`.
+    ///
+    /// # Safety
+    ///
+    /// `bio` must have been given to `target`, whose `per_io_data_size` is that of
+    /// `Attached<P>`; nobody else may use it.
+    pub(super) unsafe fn attach(bio: NonNull<bindings::bio>, target: *mut sys::dm_target) -> Self {
+        // SAFETY: The caller vouches for the size of the per-bio data.
+        let attached = unsafe { Self::attached_ptr(bio) };
+        let value = Attached {
+            target,
+            is_remapped: false,
+            data: P::default(),
+        };
+        // SAFETY: The memory belongs to the target while it has the bio. The default value
+        // needs no drop, so nothing is lost by writing over what was there.
+        unsafe { attached.write(value) };
+        // SAFETY: The data was just initialised.
+        unsafe { Self::from_raw(bio) }
+    }
+
+    /// # Safety
+    ///
+    /// `bio` must have been given to a target with a `per_io_data_size` of `Attached<P>`.
+    unsafe fn attached_ptr(bio: NonNull<bindings::bio>) -> *mut Attached<P> {
+        // SAFETY: The caller vouches for it.
+        unsafe { sys::dm_per_bio_data(bio.as_ptr(), size_of::<Attached<P>>()) }.cast()
+    }
+
+    fn attached(&self) -> &Attached<P> {
+        // SAFETY: By the invariants, the data is there.
+        let attached = unsafe { Self::attached_ptr(self.bio) };
+        // SAFETY: It is initialised, and the reference lives no longer than that to the bio.
+        unsafe { &*attached }
+    }
+
+    fn attached_mut(&mut self) -> &mut Attached<P> {
+        // SAFETY: By the invariants, the data is there.
+        let attached = unsafe { Self::attached_ptr(self.bio) };
+        // SAFETY: It is initialised, and an exclusive reference to the bio is one to its data.
+        unsafe { &mut *attached }
+    }
+
+    /// What the target keeps with the bio.
+    pub(crate) fn data(&self) -> &P {
+        &self.attached().data
+    }
+
+    /// What the target keeps with the bio.
+    pub(crate) fn data_mut(&mut self) -> &mut P {
+        &mut self.attached_mut().data
+    }
+
+    /// Gives the bio up without ending it.
+    pub(super) fn into_raw(self) -> NonNull<bindings::bio> {
+        ManuallyDrop::new(self).bio
+    }
+
+    /// What the bio asks for.
+    pub(crate) fn op(&self) -> Op {
+        // SAFETY: By the invariants, the bio is valid.
+        match unsafe { sys::dmsnap_bio_op(self.bio.as_ptr()) } {
+            bindings::req_op_REQ_OP_READ => Op::Read,
+            bindings::req_op_REQ_OP_WRITE => Op::Write,
+            _ => Op::Other,
+        }
+    }
+
+    /// Whether a flag of the request is set.
+    fn has(&self, flag: u32) -> bool {
+        // SAFETY: By the invariants, the bio is valid.
+        unsafe { sys::dmsnap_bio_opf(self.bio.as_ptr()) & flag != 0 }
+    }
+
+    /// Whether it asks that the device's cache be flushed. Such a bio carries no data: where one
+    /// does, device-mapper sends the flush first, by itself.
+    pub(crate) fn is_flush(&self) -> bool {
+        self.has(sys::DMSNAP_REQ_PREFLUSH)
+    }
+
+    /// Whether its data must be on stable media when it ends.
+    pub(crate) fn is_fua(&self) -> bool {
+        self.has(sys::DMSNAP_REQ_FUA)
+    }
+
+    /// The sectors that it is about.
+    pub(crate) fn sectors(&self) -> Sectors {
+        // SAFETY: By the invariants, the bio is valid.
+        let start = unsafe { (*self.bio.as_ptr()).bi_iter.bi_sector };
+        // SAFETY: As above.
+        let len = unsafe { sys::dmsnap_bio_sectors(self.bio.as_ptr()) };
+        Sectors::new(Sector(start), u64::from(len))
+    }
+
+    /// Sends the bio to another place, of a device that its own target has opened.
+    ///
+    /// With a device of another target, which might be closed before the bio has ended, nothing
+    /// is changed, and [`Self::submit`] ends the bio with an error.
+    pub(crate) fn remap(&mut self, device: &Device, at: Sector) {
+        if device.target() != self.attached().target {
+            return;
+        }
+        // SAFETY: Both are valid; the device stays open until all bios of its target have ended.
+        unsafe { sys::dmsnap_bio_set_dev(self.bio.as_ptr(), device.bdev()) };
+        // SAFETY: The bio is valid and ours.
+        unsafe { (*self.bio.as_ptr()).bi_iter.bi_sector = at.0 };
+        self.attached_mut().is_remapped = true;
+    }
+
+    /// Whether the bio has a device beneath to go to.
+    pub(super) fn is_remapped(&self) -> bool {
+        self.attached().is_remapped
+    }
+
+    /// Submits a bio that was remapped. One that was not ends with an I/O error.
+    ///
+    /// Context: may sleep; not from `map`, which returns the bio instead.
+    pub(crate) fn submit(self) {
+        if !self.is_remapped() {
+            return self.end(Err(EIO));
+        }
+        let bio = self.into_raw();
+        // SAFETY: The bio is device-mapper's clone, is ours, and has a device to go to.
+        unsafe { sys::dm_submit_bio_remap(bio.as_ptr(), core::ptr::null_mut()) };
+    }
+
+    /// Ends the bio. Context: any.
+    pub(crate) fn end(self, result: Result) {
+        let errno = result.err().map_or(0, |e| e.to_errno());
+        let bio = self.into_raw();
+        // SAFETY: The bio is valid and ours, and nobody uses it after this.
+        unsafe { sys::dmsnap_bio_end(bio.as_ptr(), errno) };
+    }
+}
+
+impl<P: PerBio> Drop for Bio<P> {
+    fn drop(&mut self) {
+        // SAFETY: The bio is valid and ours, and nobody uses it after this.
+        unsafe { sys::dmsnap_bio_end(self.bio.as_ptr(), EIO.to_errno()) };
+    }
+}
+
+/// A bio on its way through `map`, where it can still be cut.
+pub(crate) struct Incoming<P: PerBio>(Bio<P>);
+
+impl<P: PerBio> Incoming<P> {
+    /// # Safety
+    ///
+    /// Only for a bio that device-mapper is just mapping.
+    pub(super) unsafe fn new(bio: Bio<P>) -> Self {
+        Self(bio)
+    }
+
+    /// Takes only the first sectors, up to `end`; device-mapper sends the rest again as another
+    /// bio. Does nothing where the bio ends before, or to a bio that is neither read nor write.
+    pub(crate) fn accept_until(&mut self, end: Sector) {
+        let range = self.0.sectors();
+        if end.0 <= range.start || end.0 >= range.end || self.0.op() == Op::Other {
+            return;
+        }
+        let accepted = end.0.saturating_sub(range.start) as u32;
+        // SAFETY: device-mapper is mapping the bio, it is a plain read or write, of which there
+        // are no duplicates, and there are fewer sectors than it has, but at least one.
+        unsafe { sys::dm_accept_partial_bio(self.0.bio.as_ptr(), accepted) };
+    }
+
+    /// The bio, whose length is fixed from now on.
+    pub(crate) fn into_bio(self) -> Bio<P> {
+        self.0
+    }
+
+    /// The bio, to look at.
+    pub(crate) fn bio(&self) -> &Bio<P> {
+        &self.0
+    }
+}
+
+/// The proof that a bio was put on a list, which has to answer for it now.
+#[must_use]
+pub(crate) struct Queued(());
+
+/// A list of bios in their order, strung together by the bios themselves.
+///
+/// Bios that are still on a list when it is dropped end with an I/O error.
+///
+/// # Invariants
+///
+/// From `head`, each bio's `bi_next` leads to the next, and the last is `tail`. All of them
+/// fulfil the invariants of [`Bio`] and belong to the list.
+pub(crate) struct BioList<P: PerBio> {
+    head: Option<NonNull<bindings::bio>>,
+    tail: Option<NonNull<bindings::bio>>,
+    _data: PhantomData<P>,
+}
+
+// SAFETY: See `Bio`.
+unsafe impl<P: PerBio> Send for BioList<P> {}
+// SAFETY: See `Bio`.
+unsafe impl<P: PerBio> Sync for BioList<P> {}
+
+impl<P: PerBio> BioList<P> {
+    /// An empty list.
+    pub(crate) const fn new() -> Self {
+        Self {
+            head: None,
+            tail: None,
+            _data: PhantomData,
+        }
+    }
+
+    /// Whether there is no bio on it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.head.is_none()
+    }
+
+    /// Puts a bio at the end.
+    pub(crate) fn push(&mut self, bio: Bio<P>) -> Queued {
+        let bio = bio.into_raw();
+        // SAFETY: The bio is valid and was owned.
+        unsafe { (*bio.as_ptr()).bi_next = core::ptr::null_mut() };
+        match self.tail {
+            // SAFETY: By the invariant, the last bio is valid and belongs to the list.
+            Some(tail) => unsafe { (*tail.as_ptr()).bi_next = bio.as_ptr() },
+            None => self.head = Some(bio),
+        }
+        self.tail = Some(bio);
+        Queued(())
+    }
+
+    /// Takes the first bio.
+    pub(crate) fn pop(&mut self) -> Option<Bio<P>> {
+        let bio = self.head?;
+        // SAFETY: By the invariant, the bio is valid and belongs to the list.
+        let next = unsafe { (*bio.as_ptr()).bi_next };
+        // SAFETY: As above. A bio that is submitted must not lead to another.
+        unsafe { (*bio.as_ptr()).bi_next = core::ptr::null_mut() };
+        self.head = NonNull::new(next);
+        if self.head.is_none() {
+            self.tail = None;
+        }
+        // SAFETY: The bio has left the list, which vouched for the invariants.
+        Some(unsafe { Bio::from_raw(bio) })
+    }
+
+    /// Takes all bios, and leaves the list empty.
+    pub(crate) fn take(&mut self) -> Self {
+        core::mem::replace(self, Self::new())
+    }
+
+    /// Puts all bios of another list at the end.
+    pub(crate) fn append(&mut self, other: Self) {
+        let other = ManuallyDrop::new(other);
+        let Some(head) = other.head else { return };
+        match self.tail {
+            // SAFETY: By the invariant, the last bio is valid and belongs to the list.
+            Some(tail) => unsafe { (*tail.as_ptr()).bi_next = head.as_ptr() },
+            None => self.head = Some(head),
+        }
+        self.tail = other.tail;
+    }
+
+    /// Moves the bios for which `wanted` holds to the end of `to`, in their order.
+    pub(crate) fn move_if(&mut self, to: &mut Self, mut wanted: impl FnMut(&Bio<P>) -> bool) {
+        let mut all = self.take();
+        while let Some(bio) = all.pop() {
+            let list = if wanted(&bio) { &mut *to } else { &mut *self };
+            let Queued(()) = list.push(bio);
+        }
+    }
+}
+
+impl<P: PerBio> Drop for BioList<P> {
+    fn drop(&mut self) {
+        while self.pop().is_some() {}
+    }
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A target while it is being constructed.
+
+use super::{
+    device::{Device, OpenDevice},
+    handle::Handle,
+};
+use crate::sys;
+use core::ptr::NonNull;
+use kernel::{bindings, prelude::*};
+
+/// The arguments of a table line, behind the target's name.
+pub(crate) struct Args<'a> {
+    argv: &'a [*mut c_char],
+}
+
+impl<'a> Args<'a> {
+    /// # Safety
+    ///
+    /// `argv` must be valid for reads of `argc` pointers to NUL-terminated strings, which must
+    /// stay unchanged for `'a`.
+    pub(super) unsafe fn new(argc: c_uint, argv: *mut *mut c_char) -> Self {
+        if argc == 0 || argv.is_null() {
+            return Self { argv: &[] };
+        }
+        // SAFETY: The caller vouches for it.
+        let argv = unsafe { core::slice::from_raw_parts(argv.cast_const(), argc as usize) };
+        Self { argv }
+    }
+
+    /// All arguments, in their order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &'a CStr> + 'a {
+        self.argv.iter().map(|arg| {
+            // SAFETY: By the requirements of `new`, it is a NUL-terminated string that lives
+            // for 'a.
+            unsafe { CStr::from_char_ptr(*arg) }
+        })
+    }
+}
+
+/// A target while its constructor runs: opens its devices and says what it wants to be sent.
+pub(crate) struct Setup<'a> {
+    target: &'a mut sys::dm_target,
+    devices: KVec<OpenDevice>,
+    handle: Handle,
+}
+
+impl<'a> Setup<'a> {
+    /// # Safety
+    ///
+    /// `target` must stay valid until the parts that [`Self::into_parts`] gives have been
+    /// disposed of: the handle revoked and the devices closed.
+    pub(super) unsafe fn new(target: &'a mut sys::dm_target) -> Result<Self> {
+        let raw = NonNull::from(&mut *target);
+        Ok(Self {
+            target,
+            devices: KVec::new(),
+            // SAFETY: The caller vouches for it.
+            handle: unsafe { Handle::new(raw)? },
+        })
+    }
+
+    pub(super) fn into_parts(self) -> (KVec<OpenDevice>, Handle) {
+        (self.devices, self.handle)
+    }
+
+    /// Opens a device for reading, and for writing unless the table is read-only.
+    ///
+    /// # Errors
+    ///
+    /// What device-mapper says, `ENOMEM`. May sleep.
+    pub(crate) fn open(&mut self, path: &CStr) -> Result<Device> {
+        // SAFETY: The table of a target under construction is valid.
+        let mode = unsafe { sys::dm_table_get_mode(self.target.table) };
+        self.open_mode(path, mode)
+    }
+
+    /// Opens a device for reading only, whatever the table says.
+    ///
+    /// # Errors
+    ///
+    /// What device-mapper says, `ENOMEM`. May sleep.
+    pub(crate) fn open_readable(&mut self, path: &CStr) -> Result<Device> {
+        self.open_mode(path, sys::DMSNAP_OPEN_READ)
+    }
+
+    /// Opens a device for reading and writing, whatever the table says.
+    ///
+    /// # Errors
+    ///
+    /// What device-mapper says, `ENOMEM`. May sleep.
+    pub(crate) fn open_writable(&mut self, path: &CStr) -> Result<Device> {
+        self.open_mode(path, sys::DMSNAP_OPEN_READ | sys::DMSNAP_OPEN_WRITE)
+    }
+
+    fn open_mode(&mut self, path: &CStr, mode: bindings::blk_mode_t) -> Result<Device> {
+        // The place to keep it comes first, so that an open device is never forgotten.
+        self.devices.reserve(1, GFP_KERNEL)?;
+        let target = NonNull::from(&mut *self.target);
+        // SAFETY: The requirement of `Setup::new` says that the devices will be closed before
+        // the target goes.
+        let (open, device) = unsafe { OpenDevice::open(target, path, mode)? };
+        self.devices.push(open, GFP_KERNEL)?;
+        Ok(device)
+    }
+
+    /// Whether the table is to be loaded read-only (`dmsetup create --readonly`).
+    pub(crate) fn is_read_only(&self) -> bool {
+        // SAFETY: The table of a target under construction is valid.
+        let mode = unsafe { sys::dm_table_get_mode(self.target.table) };
+        mode & sys::DMSNAP_OPEN_WRITE == 0
+    }
+
+    /// Says in short why the constructor fails: for the line that device-mapper itself logs.
+    pub(crate) fn set_error(&mut self, why: &'static CStr) {
+        self.target.error = why.as_ptr().cast_mut().cast();
+    }
+
+    /// Asks for flushes, even where no device beneath has a cache to be flushed.
+    pub(crate) fn want_flushes(&mut self) {
+        self.target.num_flush_bios = 1;
+        self.target.set_flush_supported(true);
+    }
+
+    /// Asks for flushes if a device beneath has a cache.
+    pub(crate) fn pass_flushes(&mut self) {
+        self.target.num_flush_bios = 1;
+    }
+
+    /// The length of the target in sectors.
+    pub(crate) fn sectors(&self) -> u64 {
+        self.target.len
+    }
+
+    /// A reference to the target that may be kept.
+    pub(crate) fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+}

@@ -1,0 +1,480 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A live snapshot: what outlasts the table that activated it.
+//!
+//! A table can be replaced while a snapshot is in use; its exceptions, its store and its bios'
+//! whereabouts go on. They belong to a [`Live`], which the slots of the origin, the copies under
+//! way and the target of the present table share.
+
+#![deny(unsafe_code)]
+
+use crate::{
+    commit::Commit,
+    dm::{Bio, BioList, Client, Device, Handle, Queued, WorkQueue},
+    dm_err,
+    pending::{ItemId, Kind, SnapId},
+    registry::Origin,
+    slot::{Io, Saved},
+    snapshot,
+    store::{load, persistent::Persistent, Store},
+    units::{ChunkSize, Chunks, Sectors},
+};
+use kernel::{
+    fmt,
+    new_condvar, new_delayed_work, new_mutex, new_spinlock_irq, new_work,
+    prelude::*,
+    sync::{
+        atomic::{Acquire, Atomic, Full, Release},
+        Arc, CondVar, Mutex, SpinLockIrq,
+    },
+    workqueue::{impl_has_delayed_work, impl_has_work, DelayedWork, Work, WorkItem},
+};
+
+/// Whether a snapshot can be relied on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Health {
+    /// All is well.
+    Good,
+    /// The COW device was full when the snapshot itself was written to (store type PO): it can
+    /// be read, and still guards what the origin changes.
+    Overflowed,
+    /// Something went wrong. Origin writes wait until this is on the COW device, or a crash
+    /// would bring back a snapshot that lacks data.
+    Failing,
+    /// The snapshot is of no use any more, and the origin goes its way.
+    Invalid,
+}
+
+impl Health {
+    const ALL: [Health; 4] = [
+        Health::Good,
+        Health::Overflowed,
+        Health::Failing,
+        Health::Invalid,
+    ];
+
+    fn from_u32(value: u32) -> Self {
+        let found = Self::ALL.get(value as usize);
+        found.copied().unwrap_or(Health::Invalid)
+    }
+}
+
+/// Why a snapshot becomes invalid.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Failure {
+    /// There is no free chunk on the COW device.
+    CowFull,
+    /// The metadata of the COW device has come to the device's end.
+    MetadataFull,
+    /// The old data could not be read from the origin.
+    ReadOrigin,
+    /// Data could not be written to the COW device.
+    WriteCow,
+    /// Metadata could not be written to the COW device.
+    WriteMetadata,
+    /// There was no memory, and nothing to wait for.
+    NoMemory,
+    /// Two exceptions for one chunk: a fault of the module.
+    Inconsistent,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Failure::CowFull => "the COW device is full",
+            Failure::MetadataFull => "the COW device has no room for more metadata",
+            Failure::ReadOrigin => "old data could not be read from the origin",
+            Failure::WriteCow => "old data could not be written to the COW device",
+            Failure::WriteMetadata => "metadata could not be written to the COW device",
+            Failure::NoMemory => "there is no memory for an exception",
+            Failure::Inconsistent => "internal error: a chunk is mapped twice",
+        })
+    }
+}
+
+/// The two devices beneath a snapshot, as the target of the present table has opened them.
+#[derive(Clone)]
+pub(crate) struct Devices {
+    pub(crate) origin: Device,
+    pub(crate) cow: Device,
+}
+
+/// What the present table has brought along.
+pub(crate) struct Owner {
+    /// Which target it is.
+    pub(crate) id: u64,
+    /// How to raise its events.
+    pub(crate) handle: Handle,
+    /// Whether its device has been resumed and not suspended since.
+    pub(crate) is_running: bool,
+}
+
+/// A live snapshot.
+#[pin_data]
+pub(crate) struct Live {
+    pub(crate) id: SnapId,
+    pub(crate) origin: Arc<Origin>,
+    pub(crate) chunk_size: ChunkSize,
+    pub(crate) store: Store,
+    /// The COW device's number, by which a later table finds this snapshot.
+    pub(crate) cow_number: u32,
+    /// Whether store type `PO` was asked for: userspace knows about overflow.
+    pub(crate) reports_overflow: bool,
+    pub(crate) client: Arc<Client>,
+    wq: Arc<WorkQueue>,
+    health: Atomic<u32>,
+    /// Whether origin writes have to save old data for it.
+    is_active: Atomic<u32>,
+    #[pin]
+    devices: SpinLockIrq<Option<Devices>>,
+    /// Taken before anything else of the snapshot.
+    #[pin]
+    pub(crate) owner: Mutex<Option<Owner>>,
+    /// How many things are under way that need the snapshot: exceptions, and its invalidation.
+    #[pin]
+    busy: SpinLockIrq<u64>,
+    #[pin]
+    idle: CondVar,
+    /// Bios of the snapshot that are to be tried again.
+    #[pin]
+    ready: SpinLockIrq<BioList<Io>>,
+    /// Bios of the snapshot that wait until fewer chunks are being copied.
+    #[pin]
+    throttled: SpinLockIrq<BioList<Io>>,
+    #[pin]
+    pub(crate) commit: SpinLockIrq<Commit>,
+    #[pin]
+    pub(crate) committed: CondVar,
+    #[pin]
+    retry_work: Work<Live, 0>,
+    #[pin]
+    commit_work: Work<Live, 1>,
+    #[pin]
+    invalidate_work: Work<Live, 2>,
+    #[pin]
+    commit_timer: DelayedWork<Live, 3>,
+}
+
+impl_has_work! {
+    impl HasWork<Self, 0> for Live { self.retry_work }
+    impl HasWork<Self, 1> for Live { self.commit_work }
+    impl HasWork<Self, 2> for Live { self.invalidate_work }
+}
+
+impl_has_delayed_work! {
+    impl HasDelayedWork<Self, 3> for Live { self.commit_timer }
+}
+
+/// Tries the snapshot's bios again.
+impl WorkItem<0> for Live {
+    type Pointer = Arc<Live>;
+
+    fn run(this: Arc<Live>) {
+        loop {
+            // The lock must not be held while the bio is tried: hence no `while let`.
+            let bio = this.ready.lock().pop();
+            let Some(bio) = bio else { break };
+            snapshot::retry(&this, bio);
+        }
+    }
+}
+
+/// Ends a commit and begins the next.
+impl WorkItem<1> for Live {
+    type Pointer = Arc<Live>;
+
+    fn run(this: Arc<Live>) {
+        this.run_commit();
+    }
+}
+
+/// Makes an invalidation known, to the COW device first.
+impl WorkItem<2> for Live {
+    type Pointer = Arc<Live>;
+
+    fn run(this: Arc<Live>) {
+        this.invalidate();
+    }
+}
+
+/// The time is up for records that were put off.
+impl WorkItem<3> for Live {
+    type Pointer = Arc<Live>;
+
+    fn run(this: Arc<Live>) {
+        this.commit_now();
+    }
+}
+
+/// What a [`Live`] is made from.
+pub(crate) struct NewLive {
+    pub(crate) origin: Arc<Origin>,
+    pub(crate) chunk_size: ChunkSize,
+    pub(crate) store: Store,
+    pub(crate) cow_number: u32,
+    pub(crate) reports_overflow: bool,
+    pub(crate) is_valid: bool,
+    pub(crate) client: Arc<Client>,
+    pub(crate) wq: Arc<WorkQueue>,
+}
+
+impl Live {
+    /// A snapshot that is not active yet. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn new(from: NewLive) -> Result<Arc<Self>> {
+        let id = from.origin.new_snap_id();
+        let health = if from.is_valid { Health::Good } else { Health::Invalid };
+        let commit = Commit::new(from.store.persistent().is_some())?;
+        Arc::pin_init(
+            pin_init!(Self {
+                id,
+                origin: from.origin,
+                chunk_size: from.chunk_size,
+                store: from.store,
+                cow_number: from.cow_number,
+                reports_overflow: from.reports_overflow,
+                client: from.client,
+                wq: from.wq,
+                health: Atomic::new(health as u32),
+                is_active: Atomic::new(0),
+                devices <- new_spinlock_irq!(None, "Live::devices"),
+                owner <- new_mutex!(None, "Live::owner"),
+                busy <- new_spinlock_irq!(0, "Live::busy"),
+                idle <- new_condvar!("Live::idle"),
+                ready <- new_spinlock_irq!(BioList::new(), "Live::ready"),
+                throttled <- new_spinlock_irq!(BioList::new(), "Live::throttled"),
+                commit <- new_spinlock_irq!(commit, "Live::commit"),
+                committed <- new_condvar!("Live::committed"),
+                retry_work <- new_work!("Live::retry_work"),
+                commit_work <- new_work!("Live::commit_work"),
+                invalidate_work <- new_work!("Live::invalidate_work"),
+                commit_timer <- new_delayed_work!("Live::commit_timer"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// How the snapshot is. Context: any.
+    pub(crate) fn health(&self) -> Health {
+        Health::from_u32(self.health.load(Acquire))
+    }
+
+    /// How it is for an origin write, for which an inactive snapshot counts as invalid.
+    pub(crate) fn guards(&self) -> Health {
+        if self.is_active.load(Acquire) == 0 {
+            return Health::Invalid;
+        }
+        self.health()
+    }
+
+    /// From now on, origin writes save old data for it, or no longer.
+    pub(crate) fn set_active(&self, is_active: bool) {
+        self.is_active.store(u32::from(is_active), Release);
+    }
+
+    /// The devices to send I/O to; `None` when there is no table.
+    pub(crate) fn devices(&self) -> Option<Devices> {
+        self.devices.lock().clone()
+    }
+
+    /// Takes over another table's devices, or gives up all.
+    pub(crate) fn set_devices(&self, devices: Option<Devices>) {
+        let before = core::mem::replace(&mut *self.devices.lock(), devices);
+        drop(before);
+    }
+
+    /// The chunks that a range of the origin touches.
+    pub(crate) fn chunks_of(&self, range: Sectors) -> Chunks {
+        self.chunk_size.chunks_of(range)
+    }
+
+    /// The range of whole chunks around a range of sectors.
+    pub(crate) fn whole_chunks(&self, range: Sectors) -> Sectors {
+        self.chunk_size.sectors_of(self.chunks_of(range))
+    }
+
+    /// The persistent store, if it is one.
+    pub(crate) fn persistent(&self) -> Option<&Persistent> {
+        self.store.persistent()
+    }
+
+    /// What an exception made by a copy is to the flight.
+    pub(crate) fn copy_kind(&self) -> Kind {
+        match self.store {
+            Store::Persistent(_) => Kind::Copied,
+            Store::Transient(_) => Kind::CopiedTransient,
+        }
+    }
+
+    /// One thing more is under way. Context: any.
+    pub(crate) fn start_busy(&self) {
+        let mut busy = self.busy.lock();
+        *busy = busy.saturating_add(1);
+    }
+
+    /// One thing less is under way. Context: any.
+    pub(crate) fn end_busy(&self) {
+        let mut busy = self.busy.lock();
+        *busy = busy.saturating_sub(1);
+        if *busy == 0 {
+            self.idle.notify_all();
+        }
+    }
+
+    /// Sleeps until nothing is under way.
+    fn wait_idle(&self) {
+        let mut busy = self.busy.lock();
+        while *busy != 0 {
+            self.idle.wait(&mut busy);
+        }
+    }
+
+    /// These bios of the snapshot are to be tried again. Context: any.
+    pub(crate) fn retry(self: &Arc<Self>, bios: BioList<Io>) {
+        if bios.is_empty() {
+            return;
+        }
+        self.ready.lock().append(bios);
+        // If it is queued already, it will see them.
+        let _ = self.wq.enqueue::<_, 0>(self.clone());
+    }
+
+    /// Has [`Self::run_commit`] called. Context: any.
+    pub(crate) fn queue_commit(self: &Arc<Self>) {
+        let _ = self.wq.enqueue::<_, 1>(self.clone());
+    }
+
+    /// Has [`Self::commit_now`] called, in a second at most. Context: any.
+    pub(crate) fn start_timer(self: &Arc<Self>) {
+        let delay = kernel::time::msecs_to_jiffies(crate::commit::MAX_DELAY_MS);
+        let _ = self.wq.enqueue_delayed::<_, 3>(self.clone(), delay);
+    }
+
+    /// A bio waits until [`Self::unthrottle`]. To be called by the origin.
+    pub(crate) fn throttle(&self, bio: Bio<Io>) -> Queued {
+        self.throttled.lock().push(bio)
+    }
+
+    /// The bios that waited because of too many copies are to be tried again.
+    pub(crate) fn unthrottle(self: &Arc<Self>) {
+        let bios = self.throttled.lock().take();
+        self.retry(bios);
+    }
+
+    /// The snapshot can't be kept. Only the first failure counts. Context: any.
+    pub(crate) fn fail(self: &Arc<Self>, why: Failure) {
+        for from in [Health::Good, Health::Overflowed] {
+            let changed = self
+                .health
+                .cmpxchg(from as u32, Health::Failing as u32, Full);
+            if changed.is_ok() {
+                dm_err!(
+                    "invalidating the snapshot on COW device {}: {}",
+                    self.cow_name(),
+                    why
+                );
+                self.start_busy();
+                let _ = self.wq.enqueue::<_, 2>(self.clone());
+                return;
+            }
+        }
+    }
+
+    /// The COW device was full for a write of the snapshot itself: what follows depends on what
+    /// userspace asked for. Context: any.
+    pub(crate) fn overflow(self: &Arc<Self>, why: Failure) {
+        if !self.reports_overflow || why != Failure::CowFull {
+            return self.fail(why);
+        }
+        let changed =
+            self.health
+                .cmpxchg(Health::Good as u32, Health::Overflowed as u32, Full);
+        if changed.is_ok() {
+            dm_err!("snapshot on COW device {} overflowed", self.cow_name());
+            self.start_busy();
+            let _ = self.wq.enqueue::<_, 2>(self.clone());
+        }
+    }
+
+    fn cow_name(&self) -> DeviceNumber {
+        DeviceNumber(self.cow_number)
+    }
+
+    /// The work of [`Self::fail`] and [`Self::overflow`]. Process context.
+    fn invalidate(self: &Arc<Self>) {
+        if self.health() == Health::Failing {
+            if let (Some(_), Some(devices)) = (self.persistent(), self.devices()) {
+                let written =
+                    load::write_header(&self.client, &devices.cow, self.chunk_size, false);
+                if written.is_err() {
+                    dm_err!(
+                        "COW device {} could not be marked as invalid",
+                        self.cow_name()
+                    );
+                }
+            }
+            // Whoever looks at the health under the lock of a slot either sees it changed, or is
+            // on a list that is woken below.
+            self.health.store(Health::Invalid as u32, Release);
+            self.origin.wake_all();
+            self.queue_commit();
+        }
+        if let Some(owner) = &*self.owner.lock() {
+            owner.handle.raise_event();
+        }
+        self.end_busy();
+    }
+
+    /// An exception has ended, in one way or another: what waited for it may go. Context: any.
+    pub(crate) fn end_exception(self: &Arc<Self>, slot: u32, item: ItemId) {
+        self.origin.end_item(slot, item);
+        self.end_busy();
+    }
+
+    /// The data of an exception is on the COW device. For a transient store that is all; a
+    /// persistent one writes a record, now or in a while. Context: any.
+    pub(crate) fn saved(self: &Arc<Self>, saved: Saved, is_urgent: bool) {
+        if self.persistent().is_some() {
+            self.add_record(saved, is_urgent);
+        } else {
+            self.end_exception(saved.slot, saved.item);
+        }
+    }
+
+    /// The data of an exception is not on the COW device, and never will be. Context: any.
+    pub(crate) fn not_saved(self: &Arc<Self>, slot: u32, item: ItemId, why: Failure) {
+        self.fail(why);
+        if let Some(store) = self.persistent() {
+            store.forget();
+        }
+        self.end_exception(slot, item);
+    }
+
+    /// Leaves the origin: nothing is saved any more, all that is under way comes to its end, and
+    /// no trace is left in the slots. Sleeps.
+    pub(crate) fn leave(self: &Arc<Self>) {
+        self.set_active(false);
+        // Origin writes that waited for an invalidation need not.
+        self.origin.wake_all();
+        self.commit_now();
+        self.wait_idle();
+        // A timer that is still running would keep the snapshot, and later meet no module.
+        WorkQueue::flush_delayed(&self.commit_timer);
+        self.origin.remove_shards(self.id);
+        self.origin.wake_all();
+        self.set_devices(None);
+    }
+}
+
+/// A device's number, as `major:minor`.
+struct DeviceNumber(u32);
+
+impl fmt::Display for DeviceNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The kernel's own dev_t: 12 bits of major, 20 of minor.
+        write!(f, "{}:{}", self.0 >> 20, self.0 & 0xf_ffff)
+    }
+}

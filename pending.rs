@@ -1,0 +1,351 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What is in flight on a piece of the origin, and who may go.
+//!
+//! A [`Flight`] holds, for the spans that share a lock, two kinds of things under way:
+//!
+//! - a *read* of a snapshot that was sent to the real origin, since the data has not changed
+//!   there;
+//! - an *exception* that is not complete: its place on the COW device is allotted, but the data
+//!   is not there yet, or the record of it is not on stable media.
+//!
+//! From these two follows who may go (rules R1 and R2 of the design):
+//!
+//! ```text
+//!                      read    exception, by phase
+//!                      (any)   Reading   Filling          Volatile
+//!  origin write        waits   waits     waits (*)        waits
+//!  snapshot read       goes    origin    origin (*)       COW
+//!  snapshot write      goes    waits     waits            COW
+//!
+//!  (*) Of a transient store, the copy of old data lets the origin write go as soon as the data
+//!      is in memory. From then on the origin may change, so snapshot reads wait for the COW.
+//! ```
+//!
+//! The module knows nothing of bios or locks: its caller holds the lock of the spans, asks, and
+//! does what it is told.
+
+#![deny(unsafe_code)]
+
+use crate::units::Sectors;
+use kernel::prelude::*;
+
+/// A snapshot, as the flight knows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct SnapId(pub(crate) u32);
+
+/// Something in flight, until it is ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct ItemId(u32);
+
+/// How far an exception has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Phase {
+    /// The old data is being read from the origin.
+    Reading,
+    /// Data is being written to the COW device.
+    Filling,
+    /// The data is on the COW device, but no durable record says so.
+    Volatile,
+}
+
+/// Where the data of an exception comes from, and what makes the exception last.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    /// The old data, copied; a record makes it durable.
+    Copied,
+    /// The old data, copied; the store is transient.
+    CopiedTransient,
+    /// What the snapshot itself writes, whole chunks of it.
+    Written,
+}
+
+/// There is no room for one more, and no memory to make some.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Full;
+
+/// An exception in flight, as a bio of its snapshot meets it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Busy {
+    /// The sectors of the origin that it is for.
+    pub(crate) range: Sectors,
+    /// Where a read of them goes.
+    pub(crate) read: Way,
+    /// Where a write to them goes.
+    pub(crate) write: Way,
+}
+
+/// Where a bio of a snapshot goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Way {
+    /// To the real origin; a read that has to be tracked.
+    Origin,
+    /// To the place that the exception table names.
+    Cow,
+    /// Nowhere, until the exception has come further.
+    Wait,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Read,
+    Exception(Kind, Phase),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Item {
+    snap: SnapId,
+    range: Sectors,
+    state: State,
+}
+
+impl Item {
+    /// Whether an origin write to its sectors has to wait for it.
+    fn holds_origin(&self) -> bool {
+        !matches!(
+            self.state,
+            State::Exception(Kind::CopiedTransient, Phase::Filling)
+        )
+    }
+}
+
+/// All that is in flight on the spans of one lock.
+pub(crate) struct Flight {
+    items: KVec<Option<Item>>,
+    live: usize,
+}
+
+impl Flight {
+    /// A flight with room for `room` items; more is taken from free memory when needed.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`. May sleep.
+    pub(crate) fn new(room: usize) -> Result<Self> {
+        Ok(Self {
+            items: KVec::with_capacity(room, GFP_KERNEL)?,
+            live: 0,
+        })
+    }
+
+    /// Whether nothing is in flight.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.live == 0
+    }
+
+    /// A read of a snapshot goes to the origin.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`]: the read has to wait until something else ends, which there is.
+    pub(crate) fn start_read(&mut self, snap: SnapId, range: Sectors) -> Result<ItemId, Full> {
+        self.start(Item {
+            snap,
+            range,
+            state: State::Read,
+        })
+    }
+
+    /// An exception is being made: copied ones begin by reading, written ones by filling.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::start_read`].
+    pub(crate) fn start_exception(
+        &mut self,
+        snap: SnapId,
+        range: Sectors,
+        kind: Kind,
+    ) -> Result<ItemId, Full> {
+        let phase = match kind {
+            Kind::Copied | Kind::CopiedTransient => Phase::Reading,
+            Kind::Written => Phase::Filling,
+        };
+        self.start(Item {
+            snap,
+            range,
+            state: State::Exception(kind, phase),
+        })
+    }
+
+    fn start(&mut self, item: Item) -> Result<ItemId, Full> {
+        let index = match self.items.iter().position(Option::is_none) {
+            // Where all places are taken, the search is as long as the list, which is short.
+            Some(index) => index,
+            None => {
+                // Called under a spinlock. Where this fails there are items in flight, since
+                // there was room for some from the beginning.
+                self.items.push(None, GFP_NOWAIT).map_err(|_| Full)?;
+                self.items.len().saturating_sub(1)
+            }
+        };
+        let place = self.items.get_mut(index).ok_or(Full)?;
+        *place = Some(item);
+        self.live = self.live.saturating_add(1);
+        u32::try_from(index).map(ItemId).map_err(|_| Full)
+    }
+
+    /// Something has ended: the read has returned, the exception is complete or was given up.
+    ///
+    /// Answers the sectors for which somebody may be able to go now.
+    pub(crate) fn end(&mut self, id: ItemId) -> Sectors {
+        let place = self.items.get_mut(id.0 as usize);
+        match place.and_then(Option::take) {
+            Some(item) => {
+                self.live = self.live.saturating_sub(1);
+                item.range
+            }
+            None => Sectors::default(),
+        }
+    }
+
+    /// An exception has come further.
+    ///
+    /// Answers the sectors for which somebody may be able to go now.
+    pub(crate) fn advance(&mut self, id: ItemId, phase: Phase) -> Sectors {
+        let item = self.items.get_mut(id.0 as usize);
+        match item.and_then(Option::as_mut) {
+            Some(Item {
+                range,
+                state: State::Exception(_, now),
+                ..
+            }) => {
+                *now = phase;
+                *range
+            }
+            _ => Sectors::default(),
+        }
+    }
+
+    /// Whether a write to the origin may go, as far as this flight is concerned.
+    pub(crate) fn origin_may_write(&self, range: Sectors) -> bool {
+        self.live == 0 || !self.overlapping(range).any(Item::holds_origin)
+    }
+
+    /// The snapshots whose records hold back an origin write to these sectors, by nothing but
+    /// being volatile: they need to be told to commit.
+    pub(crate) fn volatile(&self, range: Sectors) -> impl Iterator<Item = SnapId> + '_ {
+        self.overlapping(range).filter_map(|item| {
+            let is_volatile = matches!(item.state, State::Exception(_, Phase::Volatile));
+            is_volatile.then_some(item.snap)
+        })
+    }
+
+    /// The first exception in flight of this snapshot that touches the range.
+    pub(crate) fn first_of(&self, snap: SnapId, range: Sectors) -> Option<Busy> {
+        if self.live == 0 {
+            return None;
+        }
+        let mut first: Option<Busy> = None;
+        for item in self.overlapping(range) {
+            let State::Exception(_, phase) = item.state else {
+                continue;
+            };
+            let is_earlier = first.is_none_or(|f| item.range.start < f.range.start);
+            if item.snap != snap || !is_earlier {
+                continue;
+            }
+            let (read, write) = match phase {
+                Phase::Volatile => (Way::Cow, Way::Cow),
+                Phase::Reading | Phase::Filling if item.holds_origin() => (Way::Origin, Way::Wait),
+                Phase::Reading | Phase::Filling => (Way::Wait, Way::Wait),
+            };
+            first = Some(Busy {
+                range: item.range,
+                read,
+                write,
+            });
+        }
+        first
+    }
+
+    fn overlapping(&self, range: Sectors) -> impl Iterator<Item = &Item> + '_ {
+        let items = self.items.iter().flatten();
+        items.filter(move |item| item.range.overlaps(&range))
+    }
+}
+
+#[cfg_attr(CONFIG_RUST, kernel::prelude::kunit_tests(dm_snap_rs_pending))]
+#[cfg_attr(not(CONFIG_RUST), cfg(test))]
+mod tests {
+    use super::*;
+    use crate::units::Sector;
+
+    const A: SnapId = SnapId(1);
+    const B: SnapId = SnapId(2);
+
+    fn sectors(start: u64, len: u64) -> Sectors {
+        Sectors::new(Sector(start), len)
+    }
+
+    fn flight() -> Flight {
+        Flight::new(4).unwrap()
+    }
+
+    #[test]
+    fn an_origin_write_waits_for_a_tracked_read() {
+        let mut f = flight();
+        assert!(f.origin_may_write(sectors(0, 8)));
+        let read = f.start_read(A, sectors(8, 8)).unwrap();
+        assert!(f.origin_may_write(sectors(0, 8)));
+        assert!(!f.origin_may_write(sectors(15, 8)));
+        assert_eq!(f.end(read), sectors(8, 8));
+        assert!(f.origin_may_write(sectors(15, 8)));
+        assert!(f.is_empty());
+    }
+
+    #[test]
+    fn a_completed_exception_does_not_free_what_is_still_read() {
+        let mut f = flight();
+        let read = f.start_read(A, sectors(0, 8)).unwrap();
+        let copy = f.start_exception(A, sectors(0, 8), Kind::Copied).unwrap();
+        f.advance(copy, Phase::Filling);
+        f.advance(copy, Phase::Volatile);
+        f.end(copy);
+        assert!(!f.origin_may_write(sectors(0, 8)));
+        f.end(read);
+        assert!(f.origin_may_write(sectors(0, 8)));
+    }
+
+    #[test]
+    fn a_transient_copy_frees_the_origin_once_it_is_in_memory() {
+        let mut f = flight();
+        let id = f
+            .start_exception(A, sectors(0, 8), Kind::CopiedTransient)
+            .unwrap();
+        assert!(!f.origin_may_write(sectors(0, 8)));
+        assert_eq!(f.first_of(A, sectors(0, 8)).unwrap().read, Way::Origin);
+        f.advance(id, Phase::Filling);
+        assert!(f.origin_may_write(sectors(0, 8)));
+        assert_eq!(f.first_of(A, sectors(0, 8)).unwrap().read, Way::Wait);
+    }
+
+    #[test]
+    fn a_persistent_exception_holds_the_origin_to_the_end() {
+        let mut f = flight();
+        for kind in [Kind::Copied, Kind::Written] {
+            let id = f.start_exception(A, sectors(0, 8), kind).unwrap();
+            for phase in [Phase::Filling, Phase::Volatile] {
+                f.advance(id, phase);
+                assert!(!f.origin_may_write(sectors(7, 1)));
+            }
+            assert_eq!(f.volatile(sectors(0, 8)).count(), 1);
+            let busy = f.first_of(A, sectors(0, 8)).unwrap();
+            assert_eq!((busy.read, busy.write), (Way::Cow, Way::Cow));
+            f.end(id);
+            assert!(f.origin_may_write(sectors(7, 1)));
+        }
+    }
+
+    #[test]
+    fn a_snapshot_meets_its_own_exceptions_only_and_the_first_one_first() {
+        let mut f = flight();
+        f.start_exception(A, sectors(16, 8), Kind::Copied).unwrap();
+        f.start_exception(A, sectors(8, 8), Kind::Copied).unwrap();
+        f.start_exception(B, sectors(0, 8), Kind::Copied).unwrap();
+        let busy = f.first_of(A, sectors(0, 64)).unwrap();
+        assert_eq!(busy.range, sectors(8, 8));
+        assert_eq!((busy.read, busy.write), (Way::Origin, Way::Wait));
+        assert!(f.first_of(A, sectors(0, 8)).is_none());
+    }
+}

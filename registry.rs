@@ -1,0 +1,458 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Who belongs to whom: the real origins, their slots, their snapshots, their origin targets.
+//!
+//! An [`Origin`] is a real origin device that some target of the module uses. There is one for
+//! each device number, whoever came first, so the order in which tables are loaded does not
+//! matter. Targets hold it by an [`OriginRef`].
+
+#![deny(unsafe_code)]
+
+use crate::{
+    dm::{Bio, BioList, Client, Device, Handle, Queued, WorkQueue},
+    exception::Table,
+    live::Live,
+    origin,
+    pending::{ItemId, SnapId},
+    slot::{Io, Shard, Slot},
+    units::{ChunkSize, Sector, Sectors},
+};
+use core::ops::Deref;
+use kernel::{
+    new_mutex, new_spinlock_irq, new_work,
+    prelude::*,
+    sync::{
+        atomic::{Acquire, Atomic, Full, Relaxed, Release},
+        lock::spinlock::SpinLockIrqBackend,
+        lock::Guard,
+        Arc, Mutex, SpinLockIrq,
+    },
+    workqueue::{impl_has_work, Work, WorkItem},
+};
+
+/// The number of slots of an origin. A power of two.
+pub(crate) const SLOTS: usize = 256;
+
+/// The binary logarithm of the smallest span, in sectors: a mebibyte.
+const MIN_SPAN_SHIFT: u32 = 11;
+
+/// All that the module's targets share.
+#[pin_data]
+pub(crate) struct Registry {
+    #[pin]
+    origins: Mutex<KVec<Entry>>,
+    pub(crate) wq: Arc<WorkQueue>,
+    pub(crate) client: Arc<Client>,
+    next_target_id: Atomic<u64>,
+}
+
+struct Entry {
+    number: u32,
+    users: usize,
+    origin: Arc<Origin>,
+}
+
+impl Registry {
+    /// An empty registry. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        let wq = Arc::new(WorkQueue::new(c"dm-snapshot-rs")?, GFP_KERNEL)?;
+        let client = Arc::new(Client::new()?, GFP_KERNEL)?;
+        Arc::pin_init(
+            pin_init!(Self {
+                origins <- new_mutex!(KVec::new(), "Registry::origins"),
+                wq,
+                client,
+                next_target_id: Atomic::new(1),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// A number that no other target has.
+    pub(crate) fn new_target_id(&self) -> u64 {
+        self.next_target_id.fetch_add(1, Relaxed)
+    }
+
+    /// The origin on that device; made, if this is the first target that uses it. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn origin(self: &Arc<Self>, device: &Device) -> Result<OriginRef> {
+        let number = device.number();
+        let mut origins = self.origins.lock();
+        let known = origins.iter_mut().find(|entry| entry.number == number);
+        let origin = match known {
+            Some(entry) => {
+                entry.users = entry.users.saturating_add(1);
+                entry.origin.clone()
+            }
+            None => {
+                let origin = Origin::new(self)?;
+                let entry = Entry {
+                    number,
+                    users: 1,
+                    origin: origin.clone(),
+                };
+                origins.push(entry, GFP_KERNEL)?;
+                origin
+            }
+        };
+        drop(origins);
+        Ok(OriginRef {
+            origin,
+            number,
+            registry: self.clone(),
+        })
+    }
+}
+
+/// A target's hold on an [`Origin`].
+pub(crate) struct OriginRef {
+    origin: Arc<Origin>,
+    number: u32,
+    registry: Arc<Registry>,
+}
+
+impl Deref for OriginRef {
+    type Target = Arc<Origin>;
+
+    fn deref(&self) -> &Arc<Origin> {
+        &self.origin
+    }
+}
+
+impl Drop for OriginRef {
+    fn drop(&mut self) {
+        let mut origins = self.registry.origins.lock();
+        let found = origins.iter().position(|e| e.number == self.number);
+        let Some(index) = found else { return };
+        let Some(entry) = origins.get_mut(index) else {
+            return;
+        };
+        entry.users = entry.users.saturating_sub(1);
+        if entry.users == 0 {
+            let gone = origins.remove(index);
+            drop(origins);
+            drop(gone);
+        }
+    }
+}
+
+/// An origin target that is loaded on an origin.
+struct Member {
+    id: u64,
+    handle: Handle,
+}
+
+/// Who waits until fewer chunks are being copied.
+struct Throttled {
+    /// Bios of the origin.
+    origin: BioList<Io>,
+    /// Whether snapshots have bios that wait.
+    has_snapshots: bool,
+}
+
+/// A real origin device, with all that is known of it.
+#[pin_data]
+pub(crate) struct Origin {
+    slots: KVec<Pin<KBox<SpinLockIrq<Slot>>>>,
+    /// The binary logarithm of the span, in sectors.
+    span_shift: Atomic<u32>,
+    /// Bios of the origin that are to be tried again.
+    #[pin]
+    ready: SpinLockIrq<BioList<Io>>,
+    #[pin]
+    retry_work: Work<Origin>,
+    #[pin]
+    throttled: SpinLockIrq<Throttled>,
+    /// How many chunks are being copied.
+    copying: Atomic<i64>,
+    next_snap_id: Atomic<u32>,
+    /// Origin targets. Taken before `snapshots`; never held while a device is being suspended.
+    #[pin]
+    members: Mutex<KVec<Member>>,
+    /// Snapshots that a later table can take over. Held while one is constructed or joins.
+    #[pin]
+    pub(crate) snapshots: Mutex<KVec<Arc<Live>>>,
+    pub(crate) wq: Arc<WorkQueue>,
+    pub(crate) client: Arc<Client>,
+}
+
+impl_has_work! {
+    impl HasWork<Self> for Origin { self.retry_work }
+}
+
+/// Tries the origin's bios again.
+impl WorkItem for Origin {
+    type Pointer = Arc<Origin>;
+
+    fn run(this: Arc<Origin>) {
+        loop {
+            // The lock must not be held while the bio is tried: hence no `while let`.
+            let bio = this.ready.lock().pop();
+            let Some(bio) = bio else { break };
+            origin::retry(&this, bio);
+        }
+    }
+}
+
+/// A slot, locked.
+pub(crate) type SlotGuard<'a> = Guard<'a, Slot, SpinLockIrqBackend>;
+
+impl Origin {
+    fn new(registry: &Registry) -> Result<Arc<Self>> {
+        let mut slots = KVec::with_capacity(SLOTS, GFP_KERNEL)?;
+        for _ in 0..SLOTS {
+            let slot = Slot::new()?;
+            let slot = KBox::pin_init(new_spinlock_irq!(slot, "Origin::slots"), GFP_KERNEL)?;
+            slots.push(slot, GFP_KERNEL)?;
+        }
+        let throttled = Throttled {
+            origin: BioList::new(),
+            has_snapshots: false,
+        };
+        let (wq, client) = (registry.wq.clone(), registry.client.clone());
+        Arc::pin_init(
+            pin_init!(Self {
+                slots,
+                span_shift: Atomic::new(MIN_SPAN_SHIFT),
+                ready <- new_spinlock_irq!(BioList::new(), "Origin::ready"),
+                retry_work <- new_work!("Origin::retry_work"),
+                throttled <- new_spinlock_irq!(throttled, "Origin::throttled"),
+                copying: Atomic::new(0),
+                next_snap_id: Atomic::new(1),
+                members <- new_mutex!(KVec::new(), "Origin::members"),
+                snapshots <- new_mutex!(KVec::new(), "Origin::snapshots"),
+                wq,
+                client,
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    pub(crate) fn new_snap_id(&self) -> SnapId {
+        SnapId(self.next_snap_id.fetch_add(1, Relaxed))
+    }
+
+    /// The span size that a snapshot of that chunk size needs, as a binary logarithm.
+    pub(crate) fn span_shift_for(&self, chunk_size: ChunkSize) -> u32 {
+        self.span_shift.load(Acquire).max(chunk_size.shift())
+    }
+
+    /// The end of the span in which a sector lies.
+    pub(crate) fn span_end(&self, sector: Sector) -> Sector {
+        let shift = self.span_shift.load(Acquire);
+        let next = (sector.0 >> shift).saturating_add(1);
+        Sector(next.checked_shl(shift).unwrap_or(u64::MAX))
+    }
+
+    /// Which slot the spans of that size put a sector in.
+    pub(crate) fn slot_index(sector: Sector, span_shift: u32) -> u32 {
+        // Neighbours in different slots, and no stride that is a power of two in one slot only.
+        let span = sector.0 >> span_shift;
+        let mixed = span ^ (span >> 8) ^ (span >> 16) ^ (span >> 32);
+        (mixed as usize % SLOTS) as u32
+    }
+
+    /// Which slot a sector is in.
+    pub(crate) fn slot_of(&self, sector: Sector) -> u32 {
+        Self::slot_index(sector, self.span_shift.load(Acquire))
+    }
+
+    /// Locks the slot that a sector is in.
+    pub(crate) fn lock_slot(&self, sector: Sector) -> Option<(u32, SlotGuard<'_>)> {
+        loop {
+            let index = self.slot_of(sector);
+            let slot = self.slot(index)?;
+            // A snapshot with very large chunks may just have changed the span size.
+            if self.slot_of(sector) == index {
+                return Some((index, slot));
+            }
+        }
+    }
+
+    /// Locks a slot. `None` only for a number that `slot_of` never gives.
+    pub(crate) fn slot(&self, index: u32) -> Option<SlotGuard<'_>> {
+        Some(self.slots.get(index as usize)?.lock())
+    }
+
+    /// Something in flight has ended. Context: any.
+    pub(crate) fn end_item(self: &Arc<Self>, slot: u32, item: ItemId) {
+        let mut woken = BioList::new();
+        if let Some(mut slot) = self.slot(slot) {
+            let range = slot.flight.end(item);
+            slot.wake(range, &mut woken);
+        }
+        self.retry(woken);
+    }
+
+    /// These bios of the origin are to be tried again. Context: any.
+    pub(crate) fn retry(self: &Arc<Self>, bios: BioList<Io>) {
+        if bios.is_empty() {
+            return;
+        }
+        self.ready.lock().append(bios);
+        // If it is queued already, it will see them.
+        let _ = self.wq.enqueue(self.clone());
+    }
+
+    /// Has everybody who waits try again.
+    pub(crate) fn wake_all(self: &Arc<Self>) {
+        let mut woken = BioList::new();
+        for slot in &self.slots {
+            slot.lock().wake_all(&mut woken);
+        }
+        self.retry(woken);
+    }
+
+    /// Whether so many chunks are being copied that no more should be begun.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.copying.load(Relaxed) >= crate::dm::cow_threshold()
+    }
+
+    /// So many chunks more, or less, are being copied.
+    pub(crate) fn add_copying(self: &Arc<Self>, chunks: i64) {
+        self.copying.fetch_add(chunks, Full);
+        if chunks < 0 {
+            self.unthrottle();
+        }
+    }
+
+    /// A bio of the origin waits until fewer chunks are being copied.
+    pub(crate) fn throttle(self: &Arc<Self>, bio: Bio<Io>) -> Queued {
+        let queued = self.throttled.lock().origin.push(bio);
+        // The last copy may have ended just before.
+        self.unthrottle();
+        queued
+    }
+
+    /// A bio of a snapshot waits until fewer chunks are being copied.
+    pub(crate) fn throttle_snapshot(self: &Arc<Self>, live: &Arc<Live>, bio: Bio<Io>) -> Queued {
+        let mut throttled = self.throttled.lock();
+        let queued = live.throttle(bio);
+        throttled.has_snapshots = true;
+        drop(throttled);
+        self.unthrottle();
+        queued
+    }
+
+    /// Lets those try again that wait for fewer chunks to be copied, if there are fewer now.
+    fn unthrottle(self: &Arc<Self>) {
+        if self.is_crowded() {
+            return;
+        }
+        let mut throttled = self.throttled.lock();
+        let origin = throttled.origin.take();
+        let has_snapshots = core::mem::take(&mut throttled.has_snapshots);
+        drop(throttled);
+        self.retry(origin);
+        // The snapshots are in each slot, and in the same order.
+        let Some(slot) = self.slot(0).filter(|_| has_snapshots) else {
+            return;
+        };
+        for shard in &slot.shards {
+            shard.live.unthrottle();
+        }
+    }
+
+    /// An origin target has been loaded.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`. May sleep.
+    pub(crate) fn add_member(&self, id: u64, handle: Handle) -> Result {
+        Ok(self.members.lock().push(Member { id, handle }, GFP_KERNEL)?)
+    }
+
+    /// An origin target is being destroyed. May sleep.
+    pub(crate) fn remove_member(&self, id: u64) {
+        self.members.lock().retain(|member| member.id != id);
+    }
+
+    /// Sleeps until all writes that came to an origin target before have ended.
+    pub(crate) fn drain_members(&self) -> Result {
+        let mut handles = KVec::new();
+        let members = self.members.lock();
+        for member in members.iter() {
+            handles.push(member.handle.clone(), GFP_KERNEL)?;
+        }
+        // A device that is being suspended may wait for the lock of the members.
+        drop(members);
+        for handle in &handles {
+            handle.drain();
+        }
+        Ok(())
+    }
+
+    /// A snapshot joins the slots, each with its part of the exceptions. It is not active yet.
+    /// `tables` has one for each slot, dealt out by the span size `span_shift`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, with no trace left; `EBUSY` if the snapshot needs larger spans than others that
+    /// are already there.
+    pub(crate) fn add_shards(
+        self: &Arc<Self>,
+        live: &Arc<Live>,
+        tables: KVec<Table>,
+        span_shift: u32,
+    ) -> Result {
+        let result = self.try_add_shards(live, tables, span_shift);
+        if result.is_err() {
+            self.remove_shards(live.id);
+        }
+        result
+    }
+
+    fn try_add_shards(
+        &self,
+        live: &Arc<Live>,
+        tables: KVec<Table>,
+        span_shift: u32,
+    ) -> Result {
+        if span_shift > self.span_shift.load(Acquire) {
+            // Nothing is in the slots that would have to be dealt out anew, as long as there
+            // are no snapshots: without them nothing is ever in flight.
+            let in_use = self.slot(0).is_some_and(|slot| !slot.shards.is_empty());
+            if in_use {
+                return Err(EBUSY);
+            }
+            self.span_shift.store(span_shift, Release);
+        } else if span_shift < self.span_shift.load(Acquire) {
+            return Err(EBUSY);
+        }
+        for (lock, table) in self.slots.iter().zip(tables) {
+            let mut shard = Shard::new(live.clone(), table);
+            loop {
+                let needed = lock.lock().shards.len().saturating_add(1);
+                let room = KVec::with_capacity(needed, GFP_KERNEL)?;
+                match lock.lock().add_shard(room, shard) {
+                    Ok(()) => break,
+                    Err((_, back)) => shard = back,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A snapshot leaves the slots. May sleep.
+    pub(crate) fn remove_shards(&self, id: SnapId) {
+        for slot in &self.slots {
+            let gone = slot.lock().remove_shard(id);
+            drop(gone);
+        }
+    }
+
+    /// The range of an origin bio up to the end of its span.
+    pub(crate) fn within_span(&self, range: Sectors) -> Sectors {
+        Sectors {
+            start: range.start,
+            end: range.end.min(self.span_end(Sector(range.start)).0),
+        }
+    }
+}

@@ -1,0 +1,420 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the spans of one lock hold.
+//!
+//! The origin is cut into spans of at least a mebibyte, and the spans are dealt out to a fixed
+//! number of slots, each with its lock. A bio is cut at the borders of spans, so one lock is
+//! enough for it. Whatever is asked about a place of the origin is answered here: which
+//! snapshots have saved it, what is in flight on it, and who waits for that.
+
+#![deny(unsafe_code)]
+
+use crate::{
+    copy::{Destination, Prepared},
+    dm::{Bio, BioList, PerBio, Queued},
+    exception::{InsertError, Lookup, Spare, Table},
+    live::{Devices, Failure, Health, Live},
+    pending::{Flight, ItemId, Kind, SnapId, Way},
+    store::NoChunk,
+    units::{Chunk, Chunks, Sector, Sectors},
+};
+use kernel::{prelude::*, sync::Arc};
+
+/// What is kept with each bio, of origins and snapshots alike.
+#[derive(Clone, Copy, Default)]
+pub(crate) enum Io {
+    /// Nothing has to be done when it ends.
+    #[default]
+    Plain,
+    /// A snapshot read that was sent to the origin.
+    Tracked { slot: u32, item: ItemId },
+    /// The first write to whole chunks of a snapshot.
+    Written(Saved),
+    /// A write to a snapshot that must be durable when it ends, its record as well.
+    Durable,
+}
+
+impl PerBio for Io {}
+
+/// An exception whose data is, or soon will be, on the COW device.
+#[derive(Clone, Copy)]
+pub(crate) struct Saved {
+    /// The chunk of the origin.
+    pub(crate) old: Chunk,
+    /// The chunk of the COW device.
+    pub(crate) new: Chunk,
+    /// The number of chunks.
+    pub(crate) len: u64,
+    /// Where it is in flight.
+    pub(crate) slot: u32,
+    /// As what it is in flight there.
+    pub(crate) item: ItemId,
+}
+
+/// How many items a slot has room for without asking for memory.
+const ROOM: usize = 8;
+
+/// The part of a snapshot that belongs to a slot.
+pub(crate) struct Shard {
+    pub(crate) live: Arc<Live>,
+    /// Where the saved chunks are. Those of exceptions in flight are in it from the beginning,
+    /// so that none is ever lost for want of memory; what is in flight goes first.
+    pub(crate) table: Table,
+    /// Bios of the snapshot that wait for something in this slot.
+    waiting: BioList<Io>,
+}
+
+/// What is behind the lock of a slot.
+pub(crate) struct Slot {
+    /// The snapshots of the origin. All slots have the same, in the same order.
+    pub(crate) shards: KVec<Shard>,
+    pub(crate) flight: Flight,
+    /// Bios of the origin that wait for something in this slot.
+    waiting: BioList<Io>,
+    /// Somebody waits for a place in the flight, and so for the end of anything.
+    is_starved: bool,
+}
+
+/// Whether a write to the origin may go.
+pub(crate) enum Verdict {
+    /// All is saved and nothing is in flight.
+    Go,
+    /// Something is in flight, or a snapshot is about to become invalid.
+    Wait,
+    /// Some chunks have to be saved first.
+    Save(Need),
+}
+
+/// How much memory it takes to save what an origin write is going to change.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Need {
+    /// The runs of chunks, over all snapshots.
+    pub(crate) runs: usize,
+    /// The sectors to be read: from the first to the last of those runs.
+    pub(crate) range: Sectors,
+}
+
+/// An exception that was begun, and the devices that it is about.
+pub(crate) struct Started {
+    pub(crate) saved: Saved,
+    pub(crate) devices: Devices,
+}
+
+/// Why an exception was not begun.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Stop {
+    /// There is not enough memory at hand; with more, it can be tried again.
+    Memory,
+    /// There is no place to keep track of it until something else has ended.
+    Room,
+    /// The snapshot can't be kept.
+    Snapshot(Failure),
+}
+
+/// Where a bio of a snapshot goes.
+pub(crate) struct Route {
+    /// To which device, or whether it waits.
+    pub(crate) way: Way,
+    /// On the COW device: the chunk that the first sector lies in now.
+    pub(crate) new: Chunk,
+    /// The answer holds up to here.
+    pub(crate) end: Sector,
+    /// There is no exception yet, complete or not.
+    pub(crate) is_hole: bool,
+}
+
+
+impl Slot {
+    /// A slot with nothing in it.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`. May sleep.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self {
+            shards: KVec::new(),
+            flight: Flight::new(ROOM)?,
+            waiting: BioList::new(),
+            is_starved: false,
+        })
+    }
+
+    /// Takes a snapshot in. `room` is an empty vector with room for one more than there are; it
+    /// was allocated outside the lock.
+    ///
+    /// # Errors
+    ///
+    /// Both, if the room is too small.
+    pub(crate) fn add_shard(
+        &mut self,
+        mut room: KVec<Shard>,
+        shard: Shard,
+    ) -> Result<(), (KVec<Shard>, Shard)> {
+        if room.capacity() <= self.shards.len() {
+            return Err((room, shard));
+        }
+        for shard in core::mem::take(&mut self.shards) {
+            let _ = room.push_within_capacity(shard);
+        }
+        let _ = room.push_within_capacity(shard);
+        self.shards = room;
+        Ok(())
+    }
+
+    /// Takes a snapshot out. Its bios must have ended.
+    pub(crate) fn remove_shard(&mut self, id: SnapId) -> Option<Shard> {
+        let index = self.shards.iter().position(|s| s.live.id == id)?;
+        self.shards.remove(index).ok()
+    }
+
+    /// The shard of a snapshot.
+    pub(crate) fn shard(&self, id: SnapId) -> Option<&Shard> {
+        self.shards.iter().find(|s| s.live.id == id)
+    }
+
+    /// The shard of a snapshot.
+    pub(crate) fn shard_mut(&mut self, id: SnapId) -> Option<&mut Shard> {
+        self.shards.iter_mut().find(|s| s.live.id == id)
+    }
+
+    /// Whether a write of these sectors of the origin may go (rule R1).
+    pub(crate) fn judge(&self, range: Sectors) -> Verdict {
+        if !self.flight.origin_may_write(range) {
+            return Verdict::Wait;
+        }
+        let mut need = Need::default();
+        for shard in &self.shards {
+            match shard.live.guards() {
+                Health::Invalid => continue,
+                Health::Failing => return Verdict::Wait,
+                Health::Good | Health::Overflowed => {}
+            }
+            let mut chunks = shard.live.chunks_of(range);
+            while let Some(hole) = shard.next_hole(&mut chunks) {
+                let sectors = shard.live.chunk_size.sectors_of(hole);
+                need.range = if need.runs == 0 {
+                    sectors
+                } else {
+                    need.range.union(&sectors)
+                };
+                need.runs = need.runs.saturating_add(1);
+            }
+        }
+        if need.runs == 0 {
+            Verdict::Go
+        } else {
+            Verdict::Save(need)
+        }
+    }
+
+    /// Where a bio of a snapshot goes that begins with the first sector of `range`, and how far
+    /// that answer holds. `None` if the snapshot has left.
+    pub(crate) fn route(&self, id: SnapId, range: Sectors, is_write: bool) -> Option<Route> {
+        let shard = self.shard(id)?;
+        let size = shard.live.chunk_size;
+        let first = size.chunk_of(Sector(range.start));
+        let mut end = range.end;
+        let busy = self.flight.first_of(id, range);
+        let mut way = None;
+        if let Some(busy) = busy {
+            if busy.range.start <= range.start {
+                way = Some(if is_write { busy.write } else { busy.read });
+                end = end.min(busy.range.end);
+            } else {
+                end = end.min(busy.range.start);
+            }
+        }
+        let (new, len, is_hole) = match shard.table.lookup(first) {
+            Lookup::Mapped { new, len } => (new, len, false),
+            Lookup::Hole { len } => (Chunk(0), len, true),
+        };
+        if way.is_none_or(|way| way == Way::Cow) {
+            end = end.min(size.first_sector(first.plus(len)).0);
+        }
+        Some(Route {
+            way: way.unwrap_or(if is_hole { Way::Origin } else { Way::Cow }),
+            new,
+            end: Sector(end),
+            is_hole,
+        })
+    }
+
+    /// Begins an exception for chunks of a snapshot that have none: hands out a place for them,
+    /// notes them as in flight, and puts them into the table. Answers how much was begun: the
+    /// COW device may have no place for all of it in one piece.
+    ///
+    /// `at` is the index of the snapshot's shard, `index` that of this slot.
+    ///
+    /// # Errors
+    ///
+    /// See [`Stop`]; nothing has been begun.
+    pub(crate) fn start_exception(
+        &mut self,
+        at: usize,
+        index: u32,
+        hole: Chunks,
+        kind: Kind,
+        spare: &mut Spare,
+    ) -> Result<Started, Stop> {
+        let shard = self.shards.get_mut(at).ok_or(Stop::Room)?;
+        let live = &shard.live;
+        let devices = live.devices().ok_or(Stop::Snapshot(Failure::WriteCow))?;
+        let run = match live.store.alloc(hole.len(), devices.cow.sectors()) {
+            Ok(run) => run,
+            Err(NoChunk::Full) => return Err(Stop::Snapshot(Failure::CowFull)),
+            Err(NoChunk::NoMemory) => return Err(Stop::Memory),
+        };
+        let old = Chunks {
+            start: hole.start,
+            end: hole.start.saturating_add(run.len()),
+        };
+        let sectors = live.chunk_size.sectors_of(old);
+        let Ok(item) = self.flight.start_exception(live.id, sectors, kind) else {
+            live.store.give_back(run);
+            self.is_starved = true;
+            return Err(Stop::Room);
+        };
+        let (first, new) = (Chunk(old.start), Chunk(run.start));
+        if let Err(e) = shard.table.insert(first, new, old.len(), spare) {
+            live.store.give_back(run);
+            self.flight.end(item);
+            return Err(match e {
+                InsertError::NeedMemory => Stop::Memory,
+                InsertError::OutOfRange => Stop::Snapshot(Failure::CowFull),
+                InsertError::Overlap => Stop::Snapshot(Failure::Inconsistent),
+            });
+        }
+        live.start_busy();
+        Ok(Started {
+            saved: Saved {
+                old: first,
+                new,
+                len: old.len(),
+                slot: index,
+                item,
+            },
+            devices,
+        })
+    }
+
+    /// As [`Self::start_exception`], for chunks whose old data `copy` is to save.
+    ///
+    /// # Errors
+    ///
+    /// See [`Stop`].
+    pub(crate) fn start_copy(
+        &mut self,
+        at: usize,
+        index: u32,
+        hole: Chunks,
+        is_urgent: bool,
+        copy: &mut Prepared,
+        spare: &mut Spare,
+    ) -> Result<u64, Stop> {
+        let shard = self.shards.get(at).ok_or(Stop::Room)?;
+        let live = shard.live.clone();
+        if !copy.has_room() {
+            return Err(Stop::Room);
+        }
+        let started = self.start_exception(at, index, hole, live.copy_kind(), spare)?;
+        let Started { saved, devices } = started;
+        let size = live.chunk_size;
+        let mut from = size.sectors_of(Chunks::new(saved.old, saved.len));
+        // The last chunk may reach beyond the end of the origin.
+        from.end = from.end.min(devices.origin.sectors());
+        let destination = Destination {
+            from,
+            to: size.first_sector(saved.new),
+            cow: devices.cow,
+            saved,
+            is_urgent,
+            live,
+        };
+        copy.add(destination, devices.origin);
+        Ok(saved.len)
+    }
+
+    /// An origin's bio waits here until something that touches its sectors ends.
+    pub(crate) fn wait_origin(&mut self, bio: Bio<Io>) -> Queued {
+        self.waiting.push(bio)
+    }
+
+    /// A snapshot's bio waits here until something that touches its sectors ends.
+    ///
+    /// # Errors
+    ///
+    /// The bio, if the snapshot has left.
+    pub(crate) fn wait_snapshot(&mut self, id: SnapId, bio: Bio<Io>) -> Result<Queued, Bio<Io>> {
+        match self.shard_mut(id) {
+            Some(shard) => Ok(shard.waiting.push(bio)),
+            None => Err(bio),
+        }
+    }
+
+    /// Whoever waits will be woken by the end of anything in this slot.
+    pub(crate) fn starve(&mut self) {
+        self.is_starved = true;
+    }
+
+    /// Whether an origin's bio waits that touches these sectors.
+    pub(crate) fn has_origin_waiting(&mut self, range: Sectors) -> bool {
+        let mut found = false;
+        let mut none = BioList::new();
+        self.waiting.move_if(&mut none, |bio| {
+            found |= bio.sectors().overlaps(&range);
+            false
+        });
+        found
+    }
+
+    /// Something has ended that touched these sectors: takes the origin's bios that may be able
+    /// to go now, and puts those of the snapshots where they are tried again.
+    pub(crate) fn wake(&mut self, range: Sectors, origin: &mut BioList<Io>) {
+        let all = core::mem::take(&mut self.is_starved);
+        let wanted = |bio: &Bio<Io>| all || bio.sectors().overlaps(&range);
+        if !self.waiting.is_empty() {
+            self.waiting.move_if(origin, wanted);
+        }
+        for shard in &mut self.shards {
+            if shard.waiting.is_empty() {
+                continue;
+            }
+            let mut ready = BioList::new();
+            shard.waiting.move_if(&mut ready, wanted);
+            shard.live.retry(ready);
+        }
+    }
+
+    /// Wakes all.
+    pub(crate) fn wake_all(&mut self, origin: &mut BioList<Io>) {
+        self.is_starved = true;
+        self.wake(Sectors::default(), origin);
+    }
+}
+
+impl Shard {
+    /// The part of a snapshot that belongs to one slot.
+    pub(crate) fn new(live: Arc<Live>, table: Table) -> Self {
+        Self {
+            live,
+            table,
+            waiting: BioList::new(),
+        }
+    }
+
+    /// The next run of chunks that the snapshot has not saved; `chunks` is what is left to look at.
+    pub(crate) fn next_hole(&self, chunks: &mut Chunks) -> Option<Chunks> {
+        while chunks.start < chunks.end {
+            let at = chunks.start;
+            match self.table.lookup(Chunk(at)) {
+                Lookup::Mapped { len, .. } => chunks.start = at.saturating_add(len.max(1)),
+                Lookup::Hole { len } => {
+                    let end = at.saturating_add(len.max(1)).min(chunks.end);
+                    chunks.start = end;
+                    return Some(Chunks { start: at, end });
+                }
+            }
+        }
+        None
+    }
+}

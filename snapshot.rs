@@ -1,0 +1,726 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The target `snapshot-rs`: the frozen image, which can be written to.
+//!
+//! A bio goes to the COW device where the snapshot has saved the chunk or was itself written to,
+//! and to the real origin where not; such a read is tracked, so that no origin write overtakes
+//! it. The first write to whole chunks goes straight to a new place on the COW device; one to a
+//! part of a chunk waits until the chunk has been copied.
+
+#![deny(unsafe_code)]
+
+use crate::{
+    copy::Prepared,
+    dm::{
+        Args, Bio, BioList, Device, EndIo, Incoming, Mapped, NoIo, Op, Queued, Setup, StatusKind,
+        Target,
+    },
+    dm_err,
+    exception::{Spare, Table},
+    live::{Devices, Failure, Health, Live, NewLive, Owner},
+    pending::{Kind, Phase, Way},
+    registry::{Origin, OriginRef, Registry, SLOTS},
+    slot::{Io, Need, Route, Saved, Slot, Started, Stop},
+    store::{format::Layout, load, transient::Transient, Store},
+    table::{self, ArgError, SnapshotArgs, Status, StoreType, TableLine},
+    units::{Chunks, Sector, Sectors, SECTOR_SIZE},
+};
+use kernel::{fmt, new_mutex, prelude::*, sync::Arc, sync::Mutex};
+
+/// A line of a table with the snapshot target.
+pub(crate) struct SnapshotTarget {
+    id: u64,
+    live: Arc<Live>,
+    origin: OriginRef,
+    devices: Devices,
+    handle: crate::dm::Handle,
+    store_type: StoreType,
+    features: table::Features,
+    /// What was read from the COW device, until the snapshot joins the origin.
+    loaded: Pin<KBox<Mutex<Option<Dealt>>>>,
+}
+
+/// Exceptions, dealt out to the slots.
+struct Dealt {
+    tables: KVec<Table>,
+    span_shift: u32,
+}
+
+/// Logs what is wrong with a table line, and tells device-mapper in short.
+fn refuse(setup: &mut Setup<'_>, e: ArgError<'_>) -> Error {
+    dm_err!("{}", e);
+    setup.set_error(e.short());
+    EINVAL
+}
+
+#[vtable]
+impl Target for SnapshotTarget {
+    const NAME: &'static CStr = c"snapshot-rs";
+    const VERSION: [u32; 3] = [1, 16, 0];
+
+    type Context = Arc<Registry>;
+    type PerBio = Io;
+
+    fn new(registry: &Arc<Registry>, setup: &mut Setup<'_>, args: &Args<'_>) -> Result<Self> {
+        let args = SnapshotArgs::parse(args.iter()).map_err(|e| refuse(setup, e))?;
+        let devices = open_devices(setup, &args)?;
+        let origin = registry.origin(&devices.origin)?;
+        let cow_number = devices.cow.number();
+
+        let mut snapshots = origin.snapshots.lock();
+        let known = snapshots.iter().find(|s| s.cow_number == cow_number);
+        let (live, dealt) = match known {
+            Some(live) => {
+                let live = live.clone();
+                check_takeover(&live, &args).inspect_err(|_| {
+                    setup.set_error(c"The snapshot is in use with other arguments");
+                })?;
+                (live, None)
+            }
+            None => {
+                let made = activate(registry, &origin, setup, &args, &devices);
+                let (live, dealt) = made.inspect_err(|_| {
+                    setup.set_error(c"The COW device cannot be used");
+                })?;
+                snapshots.push(live.clone(), GFP_KERNEL)?;
+                (live, Some(dealt))
+            }
+        };
+        drop(snapshots);
+        // The first table answers for the snapshot from the start; a later one takes it over
+        // when it is resumed.
+        let id = registry.new_target_id();
+        let handle = setup.handle();
+        let target = Self {
+            id,
+            live,
+            origin,
+            devices,
+            handle,
+            store_type: args.store,
+            features: args.features,
+            loaded: KBox::pin_init(new_mutex!(dealt, "SnapshotTarget::loaded"), GFP_KERNEL)?,
+        };
+        target.own_if_free();
+        setup.want_flushes();
+        Ok(target)
+    }
+
+    fn map(&self, bio: Incoming<Io>) -> Mapped<Io> {
+        map(&self.live, &self.devices, bio)
+    }
+
+    fn end_io(&self, bio: Bio<Io>, result: Result) -> EndIo<Io> {
+        end_io(&self.live, bio, result)
+    }
+
+    fn preresume(&self) -> Result {
+        self.take_over()?;
+        self.join()
+    }
+
+    fn postsuspend(&self) {
+        self.live.commit_and_wait();
+        let mut owner = self.live.owner.lock();
+        if let Some(owner) = &mut *owner {
+            if owner.id == self.id {
+                owner.is_running = false;
+            }
+        }
+    }
+
+    fn status(&self, kind: StatusKind, mut out: &mut dyn fmt::Write) -> fmt::Result {
+        let line = TableLine {
+            origin: self.devices.origin.name(),
+            cow: self.devices.cow.name(),
+            store: self.store_type,
+            chunk_sectors: self.live.chunk_size.sectors(),
+            features: self.features,
+        };
+        let usage = self
+            .live
+            .store
+            .usage(self.live.chunk_size, self.devices.cow.sectors());
+        let health = self.live.health();
+        let status = Status {
+            valid: !matches!(health, Health::Failing | Health::Invalid),
+            merge_failed: false,
+            overflowed: health == Health::Overflowed,
+            allocated: usage.allocated,
+            total: usage.total,
+            metadata: usage.metadata,
+        };
+        match kind {
+            StatusKind::Info => status.info(&mut out),
+            StatusKind::Table => line.table(&mut out),
+            StatusKind::Ima => status.ima(&mut out, Self::NAME, Self::VERSION, &line),
+        }
+    }
+
+    fn iterate_devices(&self, len: u64, f: &mut dyn FnMut(&Device, u64, u64) -> i32) -> i32 {
+        match f(&self.devices.origin, 0, len) {
+            0 => f(&self.devices.cow, 0, self.devices.cow.sectors()),
+            stop => stop,
+        }
+    }
+}
+
+/// Opens and checks the two devices that a table line names.
+fn open_devices(setup: &mut Setup<'_>, args: &SnapshotArgs<'_>) -> Result<Devices> {
+    use table::Device::{Cow, Origin};
+
+    let cannot_open = |device, name, e: Error| ArgError::CannotOpen(device, name, e.to_errno());
+    let origin = setup
+        .open_readable(args.origin)
+        .map_err(|e| refuse(setup, cannot_open(Origin, args.origin, e)))?;
+    let cow = setup.open_writable(args.cow).map_err(|e| match e {
+        // A read-only device can't be opened for writing, which is the reason to tell.
+        EACCES | EROFS | EPERM => refuse(setup, ArgError::CowReadOnly(args.cow)),
+        e => refuse(setup, cannot_open(Cow, args.cow, e)),
+    })?;
+    if origin.number() == cow.number() {
+        return Err(refuse(setup, ArgError::SameDevice));
+    }
+    if cow.is_read_only() {
+        return Err(refuse(setup, ArgError::CowReadOnly(args.cow)));
+    }
+    for (device, which) in [(&origin, Origin), (&cow, Cow)] {
+        table::check_block_size(args.chunk_size, which, device.logical_block_size())
+            .map_err(|e| refuse(setup, e))?;
+    }
+    Ok(Devices { origin, cow })
+}
+
+/// Whether a table line may go on with a snapshot that is live already.
+fn check_takeover(live: &Live, args: &SnapshotArgs<'_>) -> Result {
+    if args.store.is_persistent() != live.persistent().is_some() {
+        dm_err!(
+            "store type {} differs from that of the live snapshot on the same COW device",
+            args.store.name()
+        );
+        return Err(EINVAL);
+    }
+    // A persistent store's chunk size is in its header, whatever the table line says.
+    if !args.store.is_persistent() && args.chunk_size != live.chunk_size {
+        dm_err!(
+            "chunk size {} differs from {}, that of the live snapshot on the same COW device",
+            args.chunk_size.sectors(),
+            live.chunk_size.sectors()
+        );
+        return Err(EINVAL);
+    }
+    Ok(())
+}
+
+/// Makes a live snapshot from what is on a COW device.
+fn activate(
+    registry: &Arc<Registry>,
+    origin: &Arc<Origin>,
+    setup: &mut Setup<'_>,
+    args: &SnapshotArgs<'_>,
+    devices: &Devices,
+) -> Result<(Arc<Live>, Dealt)> {
+    let (client, cow) = (&registry.client, &devices.cow);
+    let (cow_sectors, origin_sectors) = (cow.sectors(), devices.origin.sectors());
+    let too_small = |size: u64, chunks: u64| {
+        ArgError::CowTooSmall(cow_sectors, chunks.saturating_mul(size))
+    };
+    let (chunk_size, is_valid, store, dealt);
+    if args.store.is_persistent() {
+        if cow_sectors < cow.logical_block_size() as u64 / SECTOR_SIZE {
+            return Err(refuse(setup, too_small(args.chunk_size.sectors(), 3)));
+        }
+        let found = load::read_header(client, cow, args.chunk_size)?;
+        chunk_size = found.chunk_size;
+        is_valid = found.is_valid;
+        for (device, which) in [
+            (&devices.origin, table::Device::Origin),
+            (cow, table::Device::Cow),
+        ] {
+            table::check_block_size(chunk_size, which, device.logical_block_size())
+                .map_err(|e| refuse(setup, e))?;
+        }
+        let layout = Layout::new(chunk_size, cow_sectors, origin_sectors).ok_or(EINVAL)?;
+        if !layout.is_large_enough() {
+            return Err(refuse(setup, too_small(chunk_size.sectors(), 3)));
+        }
+        let span_shift = origin.span_shift_for(chunk_size);
+        let loaded = load::load(client, cow, &found, &layout, origin_sectors, span_shift)?;
+        store = Store::Persistent(loaded.store);
+        dealt = Dealt {
+            tables: loaded.tables,
+            span_shift,
+        };
+    } else {
+        chunk_size = args.chunk_size;
+        is_valid = true;
+        if cow_sectors < chunk_size.sectors() {
+            return Err(refuse(setup, too_small(chunk_size.sectors(), 1)));
+        }
+        let transient = Transient::new(chunk_size, cow_sectors);
+        store = Store::Transient(KBox::pin_init(transient, GFP_KERNEL)?);
+        dealt = Dealt {
+            tables: load::empty_tables()?,
+            span_shift: origin.span_shift_for(chunk_size),
+        };
+    }
+    let live = Live::new(NewLive {
+        origin: origin.clone(),
+        chunk_size,
+        store,
+        cow_number: cow.number(),
+        reports_overflow: args.store == StoreType::PersistentOverflow,
+        is_valid,
+        client: client.clone(),
+        wq: registry.wq.clone(),
+    })?;
+    Ok((live, dealt))
+}
+
+impl SnapshotTarget {
+    /// This target answers for the snapshot, if no other does.
+    fn own_if_free(&self) {
+        let mut owner = self.live.owner.lock();
+        if owner.is_none() {
+            *owner = Some(self.as_owner());
+            self.live.set_devices(Some(self.devices.clone()));
+        }
+    }
+
+    fn as_owner(&self) -> Owner {
+        Owner {
+            id: self.id,
+            handle: self.handle.clone(),
+            is_running: false,
+        }
+    }
+
+    /// The device is about to resume with this target: it answers for the snapshot from now on.
+    fn take_over(&self) -> Result {
+        let mut owner = self.live.owner.lock();
+        match &mut *owner {
+            Some(owner) if owner.id == self.id => owner.is_running = true,
+            Some(owner) if owner.is_running => {
+                dm_err!(
+                    "the snapshot on COW device {} is in use: suspend its device first",
+                    self.devices.cow
+                );
+                return Err(EBUSY);
+            }
+            Some(other) => {
+                *other = self.as_owner();
+                other.is_running = true;
+                self.live.set_devices(Some(self.devices.clone()));
+            }
+            None => {
+                dm_err!(
+                    "the snapshot on COW device {} has been removed since this table was loaded: \
+                     load it again",
+                    self.devices.cow
+                );
+                return Err(ENODEV);
+            }
+        }
+        Ok(())
+    }
+
+    /// The first time that the device is resumed, the snapshot becomes active: from this moment
+    /// on it shows what the origin holds now.
+    fn join(&self) -> Result {
+        let snapshots = self.origin.snapshots.lock();
+        let Some(dealt) = self.loaded.lock().take() else {
+            return Ok(());
+        };
+        let span_shift = self.origin.span_shift_for(self.live.chunk_size);
+        let joined = deal(dealt, span_shift, &self.live)
+            .and_then(|tables| self.origin.add_shards(&self.live, tables, span_shift));
+        if let Err(e) = joined {
+            let why = match e {
+                EBUSY => "its chunks are larger than the spans that are in use",
+                _ => "there is no memory",
+            };
+            dm_err!(
+                "the snapshot on COW device {} cannot join its origin: {}",
+                self.devices.cow,
+                why
+            );
+            return Err(e);
+        }
+        // All slots know the snapshot. This one store is the moment that is frozen: every write
+        // that is mapped after it saves the old data first.
+        self.live.set_active(true);
+        drop(snapshots);
+        // Writes that were mapped before are part of the image, once they have ended.
+        self.origin.drain_members()
+    }
+}
+
+/// Deals exceptions out anew, if the spans have become larger since.
+fn deal(dealt: Dealt, span_shift: u32, live: &Live) -> Result<KVec<Table>> {
+    if dealt.span_shift == span_shift {
+        return Ok(dealt.tables);
+    }
+    let mut tables = load::empty_tables()?;
+    let mut spare = Spare::new();
+    for run in dealt.tables.iter().flat_map(Table::iter) {
+        for i in 0..run.len {
+            let old = run.old.plus(i);
+            let first = live.chunk_size.first_sector(old);
+            let slot = Origin::slot_index(first, span_shift) as usize;
+            let table = tables.get_mut(slot % SLOTS).ok_or(EINVAL)?;
+            load::insert(table, old, run.new.plus(i), &mut spare).map_err(|_| ENOMEM)?;
+        }
+    }
+    Ok(tables)
+}
+
+impl Drop for SnapshotTarget {
+    fn drop(&mut self) {
+        let mut owner = self.live.owner.lock();
+        if owner.as_ref().is_none_or(|owner| owner.id != self.id) {
+            // Another table has taken over, or is the only one that ever was resumed.
+            return;
+        }
+        *owner = None;
+        drop(owner);
+        let mut snapshots = self.origin.snapshots.lock();
+        let id = self.live.id;
+        snapshots.retain(|live| live.id != id);
+        drop(snapshots);
+        self.live.leave();
+    }
+}
+
+/// What becomes of a bio that is looked at under the lock of its slot.
+enum Step {
+    /// It goes to the origin, and is tracked if it is a read.
+    Origin(Io),
+    /// It goes to that sector of the COW device.
+    Cow(Sector, Io),
+    /// It waits in the slot for what is in flight there.
+    Wait,
+    /// It waits in the slot until a chunk has been copied, which is to be begun.
+    Copy,
+    /// It waits until fewer chunks are being copied.
+    Throttle,
+    /// More memory is needed before it can be said.
+    Memory(Option<Need>),
+    /// It fails.
+    Fail,
+}
+
+/// A new bio.
+fn map(live: &Arc<Live>, devices: &Devices, mut incoming: Incoming<Io>) -> Mapped<Io> {
+    if incoming.bio().is_flush() {
+        return map_flush(live, devices, incoming.into_bio());
+    }
+    let range = live.origin.within_span(incoming.bio().sectors());
+    let op = incoming.bio().op();
+    if op == Op::Other || range.is_empty() {
+        return Mapped::Kill(incoming.into_bio());
+    }
+    let mut memory = Memory::new();
+    loop {
+        let Some((index, mut slot)) = live.origin.lock_slot(Sector(range.start)) else {
+            return Mapped::Kill(incoming.into_bio());
+        };
+        let (step, end) = decide(&mut slot, index, live, range, op == Op::Write, &mut memory);
+        match step {
+            Step::Memory(need) => {
+                drop(slot);
+                if memory.get(need).is_err() {
+                    live.fail(Failure::NoMemory);
+                }
+                continue;
+            }
+            Step::Fail => return Mapped::Kill(incoming.into_bio()),
+            Step::Wait | Step::Copy | Step::Origin(_) | Step::Cow(..) | Step::Throttle => {}
+        }
+        incoming.accept_until(end);
+        let mut bio = incoming.into_bio();
+        return match step {
+            Step::Origin(io) => {
+                *bio.data_mut() = io;
+                bio.remap(&devices.origin, Sector(range.start));
+                Mapped::Remapped(bio)
+            }
+            Step::Cow(at, io) => {
+                *bio.data_mut() = io;
+                bio.remap(&devices.cow, at);
+                Mapped::Remapped(bio)
+            }
+            Step::Throttle => {
+                drop(slot);
+                Mapped::Queued(live.origin.throttle_snapshot(live, bio))
+            }
+            step => match slot.wait_snapshot(live.id, bio) {
+                Ok(queued) => {
+                    drop(slot);
+                    if matches!(step, Step::Copy) {
+                        memory.begin_copy(&live.origin);
+                    }
+                    Mapped::Queued(queued)
+                }
+                Err(bio) => Mapped::Kill(bio),
+            },
+        };
+    }
+}
+
+/// A bio that had to wait is tried again. It can't be cut any more.
+pub(crate) fn retry(live: &Arc<Live>, mut bio: Bio<Io>) {
+    let range = bio.sectors();
+    let is_write = bio.op() == Op::Write;
+    let Some(devices) = live.devices() else {
+        return bio.end(Err(EIO));
+    };
+    let mut memory = Memory::new();
+    loop {
+        let Some((index, mut slot)) = live.origin.lock_slot(Sector(range.start)) else {
+            return bio.end(Err(EIO));
+        };
+        let (step, end) = decide(&mut slot, index, live, range, is_write, &mut memory);
+        // It was cut to what it waited for, or to a single chunk, and what is said of that holds
+        // for all of it. So this can't be.
+        let is_short = end.0 < range.end;
+        match step {
+            Step::Memory(need) => {
+                drop(slot);
+                if memory.get(need).is_err() {
+                    live.fail(Failure::NoMemory);
+                }
+                continue;
+            }
+            Step::Fail => {
+                drop(slot);
+                return bio.end(Err(EIO));
+            }
+            Step::Throttle => {
+                drop(slot);
+                let _ = live.origin.throttle_snapshot(live, bio);
+                return;
+            }
+            Step::Origin(io) | Step::Cow(_, io) if is_short => {
+                drop(slot);
+                dm_err!("internal error: a snapshot bio can't be sent to one place");
+                undo(live, io);
+                return bio.end(Err(EIO));
+            }
+            Step::Origin(io) => {
+                drop(slot);
+                *bio.data_mut() = io;
+                bio.remap(&devices.origin, Sector(range.start));
+                return bio.submit();
+            }
+            Step::Cow(at, io) => {
+                drop(slot);
+                *bio.data_mut() = io;
+                bio.remap(&devices.cow, at);
+                return bio.submit();
+            }
+            Step::Wait | Step::Copy => {
+                let waiting = slot.wait_snapshot(live.id, bio);
+                drop(slot);
+                if matches!(step, Step::Copy) {
+                    memory.begin_copy(&live.origin);
+                }
+                if let Err(bio) = waiting {
+                    bio.end(Err(EIO));
+                }
+                return;
+            }
+        }
+    }
+}
+
+/// What was begun for a bio that can't be sent is ended.
+fn undo(live: &Arc<Live>, io: Io) {
+    match io {
+        Io::Tracked { slot, item } => live.origin.end_item(slot, item),
+        Io::Written(saved) => live.not_saved(saved.slot, saved.item, Failure::Inconsistent),
+        Io::Plain | Io::Durable => {}
+    }
+}
+
+/// Memory for what may be begun for a bio. It is got outside the lock, and used under it.
+struct Memory {
+    spare: Spare,
+    copy: Option<Prepared>,
+}
+
+impl Memory {
+    fn new() -> Self {
+        Self {
+            spare: Spare::new(),
+            copy: None,
+        }
+    }
+
+    /// Gets more of it: for a copy, or for the exception table.
+    fn get(&mut self, need: Option<Need>) -> Result {
+        let _no_io = NoIo::enter();
+        match need {
+            Some(need) => self.copy = Some(Prepared::new(&need)?),
+            None => self.spare.refill(GFP_KERNEL)?,
+        }
+        Ok(())
+    }
+
+    fn begin_copy(&mut self, origin: &Arc<Origin>) {
+        if let Some(copy) = self.copy.take() {
+            copy.go(origin);
+        }
+    }
+}
+
+/// Decides about a bio, and up to which sector the decision holds. What has to be begun for it is
+/// begun, or `memory` holds it.
+fn decide(
+    slot: &mut Slot,
+    index: u32,
+    live: &Arc<Live>,
+    range: Sectors,
+    is_write: bool,
+    memory: &mut Memory,
+) -> (Step, Sector) {
+    let all = Sector(range.end);
+    match live.health() {
+        Health::Good => {}
+        Health::Overflowed if !is_write => {}
+        _ => return (Step::Fail, all),
+    }
+    let Some(route) = slot.route(live.id, range, is_write) else {
+        return (Step::Fail, all);
+    };
+    let size = live.chunk_size;
+    // A bio that waits for anything but a certain exception is cut to one chunk: whatever is
+    // decided later, holds for all of it.
+    let single = size.sectors_of(size.chunks_of(Sectors::new(Sector(range.start), 1)));
+    let one = Sector(single.end.min(range.end));
+    let is_copied = is_write && route.is_hole && route.way == Way::Origin;
+    match route.way {
+        Way::Wait => (Step::Wait, route.end),
+        Way::Cow => {
+            let at = size.first_sector(route.new).0;
+            let at = at.saturating_add(size.offset_in_chunk(Sector(range.start)));
+            let io = if is_write { Io::Durable } else { Io::Plain };
+            (Step::Cow(Sector(at), io), route.end)
+        }
+        Way::Origin if !is_copied => {
+            let part = Sectors {
+                start: range.start,
+                end: route.end.0,
+            };
+            match slot.flight.start_read(live.id, live.whole_chunks(part)) {
+                Ok(item) => (Step::Origin(Io::Tracked { slot: index, item }), route.end),
+                Err(_) => {
+                    slot.starve();
+                    (Step::Wait, one)
+                }
+            }
+        }
+        Way::Origin => first_write(slot, index, live, range, &route, one, memory),
+    }
+}
+
+/// The first write to chunks of the snapshot that have no exception.
+fn first_write(
+    slot: &mut Slot,
+    index: u32,
+    live: &Arc<Live>,
+    range: Sectors,
+    route: &Route,
+    one: Sector,
+    memory: &mut Memory,
+) -> (Step, Sector) {
+    let all = Sector(range.end);
+    let size = live.chunk_size;
+    let Some(at) = slot.shards.iter().position(|s| s.live.id == live.id) else {
+        return (Step::Fail, all);
+    };
+    let first = size.chunk_of(Sector(range.start));
+    let whole = route.end.0.saturating_sub(range.start) >> size.shift();
+    let is_aligned = size.offset_in_chunk(Sector(range.start)) == 0;
+    let stopped = if is_aligned && whole > 0 {
+        let hole = Chunks::new(first, whole);
+        match slot.start_exception(at, index, hole, Kind::Written, &mut memory.spare) {
+            Ok(Started { saved, .. }) => {
+                let end = size.first_sector(saved.old.plus(saved.len));
+                let to = size.first_sector(saved.new);
+                return (Step::Cow(to, Io::Written(saved)), end);
+            }
+            Err(stop) => stop,
+        }
+    } else {
+        if live.origin.is_crowded() {
+            return (Step::Throttle, one);
+        }
+        let hole = Chunks::new(first, 1);
+        let need = Need {
+            runs: 1,
+            range: size.sectors_of(hole),
+        };
+        let Some(copy) = memory.copy.as_mut().filter(|copy| copy.is_enough(&need)) else {
+            return (Step::Memory(Some(need)), all);
+        };
+        match slot.start_copy(at, index, hole, false, copy, &mut memory.spare) {
+            Ok(_) => return (Step::Copy, one),
+            Err(stop) => stop,
+        }
+    };
+    match stopped {
+        Stop::Memory => (Step::Memory(None), all),
+        Stop::Room => (Step::Wait, one),
+        Stop::Snapshot(why) => {
+            live.overflow(why);
+            (Step::Fail, all)
+        }
+    }
+}
+
+/// A flush of the snapshot. What it wrote is on the COW device; the records of that have to be
+/// on stable media too (rule R2).
+fn map_flush(live: &Arc<Live>, devices: &Devices, mut bio: Bio<Io>) -> Mapped<Io> {
+    if live.has_volatile() {
+        return Mapped::Queued(live.hold_flush(bio));
+    }
+    bio.remap(&devices.cow, Sector(0));
+    Mapped::Remapped(bio)
+}
+
+/// A bio has ended at the device beneath. Context: any.
+fn end_io(live: &Arc<Live>, mut bio: Bio<Io>, result: Result) -> EndIo<Io> {
+    match core::mem::take(bio.data_mut()) {
+        Io::Plain => return EndIo::Done(bio),
+        Io::Tracked { slot, item } => {
+            live.origin.end_item(slot, item);
+            return EndIo::Done(bio);
+        }
+        Io::Written(saved) if result.is_ok() => written(live, saved),
+        Io::Written(saved) => {
+            live.not_saved(saved.slot, saved.item, Failure::WriteCow);
+            return EndIo::Done(bio);
+        }
+        Io::Durable => {}
+    }
+    if bio.is_fua() && result.is_ok() && live.has_volatile() {
+        return EndIo::Held(live.hold_durable(bio));
+    }
+    EndIo::Done(bio)
+}
+
+/// The snapshot has written whole chunks. Their record may wait, unless an origin write waits for
+/// it already.
+fn written(live: &Arc<Live>, saved: Saved) {
+    let mut is_urgent = false;
+    if live.persistent().is_some() {
+        let mut woken = BioList::new();
+        if let Some(mut slot) = live.origin.slot(saved.slot) {
+            let range = slot.flight.advance(saved.item, Phase::Volatile);
+            is_urgent = slot.has_origin_waiting(range);
+            slot.wake(range, &mut woken);
+        }
+        live.origin.retry(woken);
+    }
+    live.saved(saved, is_urgent);
+}

@@ -1,0 +1,372 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A persistent COW device is opened: its metadata is read, or made.
+//!
+//! All of it runs in a constructor, which may sleep and may fail. Nothing that is read is
+//! trusted; see `format.rs` and `area.rs` for what is checked.
+
+#![deny(unsafe_code)]
+
+use super::{
+    area::{Allocator, Cursor, Refused, Scan, ScanError},
+    format::{Header, Layout, HEADER_BYTES, RECORD_BYTES},
+    persistent::Persistent,
+};
+use crate::{
+    dm::{Buffer, Client, Device, Finished, IoDone, Request, Span, WriteFlags, MAX_BYTES},
+    dm_err, dm_warn,
+    exception::{InsertError, Spare, Table},
+    registry::{Origin, SLOTS},
+    units::{Chunk, ChunkSize, Sector, SECTOR_SIZE},
+};
+use kernel::{
+    new_condvar, new_spinlock_irq,
+    prelude::*,
+    sync::{Arc, CondVar, SpinLockIrq},
+};
+
+/// How much metadata is read at a time, in bytes, where it consists of many small areas.
+const READ_AHEAD_BYTES: u64 = 4 << 20;
+
+/// The most areas that are read at a time.
+const READ_AHEAD_AREAS: u64 = 64;
+
+/// A COW device whose header has been read.
+pub(crate) struct Found {
+    /// The chunk size to be used: that of the header, if there is one.
+    pub(crate) chunk_size: ChunkSize,
+    /// Whether there is a header.
+    is_used: bool,
+    /// Whether the header says that the snapshot can be used.
+    pub(crate) is_valid: bool,
+}
+
+/// Reads the header. `asked` is the chunk size in the table line.
+///
+/// # Errors
+///
+/// `EIO` if it can't be read, `EINVAL` if it is none of ours; the reason has been logged.
+pub(crate) fn read_header(client: &Client, cow: &Device, asked: ChunkSize) -> Result<Found> {
+    let block = cow.logical_block_size() as usize;
+    let mut buffer = Buffer::new(block, GFP_KERNEL)?;
+    client
+        .read(cow, Sector(0), &mut buffer, block)
+        .inspect_err(|_| dm_err!("header of COW device {} cannot be read", cow))?;
+    let mut bytes = [0; HEADER_BYTES];
+    buffer.read(0, &mut bytes)?;
+    let header = Header::decode(&bytes).map_err(|e| {
+        dm_err!("{} (COW device {})", e, cow);
+        EINVAL
+    })?;
+    let Some(header) = header else {
+        return Ok(Found {
+            chunk_size: asked,
+            is_used: false,
+            is_valid: true,
+        });
+    };
+    if header.chunk_size != asked {
+        dm_warn!(
+            "chunk size {} in the table line is overridden by chunk size {} of COW device {}",
+            asked.sectors(),
+            header.chunk_size.sectors(),
+            cow
+        );
+    }
+    Ok(Found {
+        chunk_size: header.chunk_size,
+        is_used: true,
+        is_valid: header.valid,
+    })
+}
+
+/// Writes the header; it is on stable media afterwards, and all that was written before.
+///
+/// # Errors
+///
+/// `EIO`, `ENOMEM`. Sleeps.
+pub(crate) fn write_header(
+    client: &Client,
+    cow: &Device,
+    chunk_size: ChunkSize,
+    valid: bool,
+) -> Result {
+    let block = cow.logical_block_size() as usize;
+    let mut buffer = Buffer::new(block, GFP_KERNEL)?;
+    buffer.clear(0, block)?;
+    buffer.write(0, &Header { valid, chunk_size }.encode())?;
+    client.write(cow, Sector(0), &buffer, block, WriteFlags::FlushFua)
+}
+
+/// The exceptions of a COW device, dealt out to the slots, and the store itself.
+pub(crate) struct Loaded {
+    pub(crate) store: Pin<KBox<Persistent>>,
+    pub(crate) tables: KVec<Table>,
+}
+
+/// Empty tables, one for each slot.
+///
+/// # Errors
+///
+/// `ENOMEM`. May sleep.
+pub(crate) fn empty_tables() -> Result<KVec<Table>> {
+    let mut tables = KVec::with_capacity(SLOTS, GFP_KERNEL)?;
+    for _ in 0..SLOTS {
+        tables.push(Table::new(), GFP_KERNEL)?;
+    }
+    Ok(tables)
+}
+
+/// Reads the metadata of a COW device, or makes a device one that has none.
+///
+/// `span_shift` says how chunks of the origin are dealt out to the slots.
+///
+/// # Errors
+///
+/// `EIO`, `ENOMEM`, `EINVAL` if the metadata is bad; the reason has been logged. Sleeps.
+pub(crate) fn load(
+    client: &Arc<Client>,
+    cow: &Device,
+    found: &Found,
+    layout: &Layout,
+    origin_sectors: u64,
+    span_shift: u32,
+) -> Result<Loaded> {
+    let mut tables = empty_tables()?;
+    let block = cow.logical_block_size() as usize;
+    let mut tail = KVec::from_elem(0u8, block, GFP_KERNEL)?;
+    let (allocator, cursor) = if !found.is_used {
+        zero_first_area(client, cow, layout)?;
+        (Allocator::fresh(layout), Cursor::fresh(layout))
+    } else if found.is_valid {
+        let read = scan(client, cow, layout, span_shift, &mut tables, &mut tail);
+        read.inspect_err(|_| dm_err!("metadata of COW device {} cannot be used", cow))?
+    } else {
+        // Whatever the metadata says, nobody will ask for it.
+        (Allocator::fresh(layout), Cursor::fresh(layout))
+    };
+    let store = Persistent::new(*layout, origin_sectors, allocator, cursor, tail);
+    let store = KBox::pin_init(store, GFP_KERNEL)?;
+    if found.is_valid {
+        zero_ahead(client, cow, &store)?;
+    }
+    if !found.is_used {
+        write_header(client, cow, layout.chunk_size, true)?;
+    }
+    Ok(Loaded { store, tables })
+}
+
+/// Zeroes `bytes` bytes from a sector on; they are on stable media afterwards.
+fn zero(client: &Client, cow: &Device, at: Sector, bytes: u64) -> Result {
+    let zeroes = Buffer::zeroes(bytes.min(MAX_BYTES as u64) as usize, GFP_KERNEL)?;
+    let mut done = 0;
+    while done < bytes {
+        let piece = (bytes - done).min(MAX_BYTES as u64);
+        let from = Sector(at.0.saturating_add(done / SECTOR_SIZE));
+        client.write(cow, from, &zeroes, piece as usize, WriteFlags::Fua)?;
+        done = done.saturating_add(piece);
+    }
+    Ok(())
+}
+
+fn zero_first_area(client: &Client, cow: &Device, layout: &Layout) -> Result {
+    let chunk = layout.area_chunk(0).ok_or(EINVAL)?;
+    let at = layout.chunk_size.first_sector(chunk);
+    zero(client, cow, at, layout.chunk_size.bytes())
+}
+
+/// Zeroes what has to be zero before records are written (rule R5).
+fn zero_ahead(client: &Client, cow: &Device, store: &Persistent) -> Result {
+    while let Some((zeroing, at, bytes)) = store.wants_zeroing() {
+        if let Some(block) = store.kept_of(&zeroing)? {
+            // What a crash left behind the last record, in its very block: the records stay.
+            let mut buffer = Buffer::new(block.len(), GFP_KERNEL)?;
+            buffer.write(0, &block)?;
+            client.write(cow, at, &buffer, block.len(), WriteFlags::Fua)?;
+            let next = Sector(at.0.saturating_add(block.len() as u64 / SECTOR_SIZE));
+            zero(client, cow, next, bytes.saturating_sub(block.len() as u64))?;
+        } else {
+            zero(client, cow, at, bytes)?;
+        }
+        store.zeroed(&zeroing);
+    }
+    Ok(())
+}
+
+/// Reads all records.
+fn scan(
+    client: &Arc<Client>,
+    cow: &Device,
+    layout: &Layout,
+    span_shift: u32,
+    tables: &mut KVec<Table>,
+    tail: &mut [u8],
+) -> Result<(Allocator, Cursor)> {
+    let area_bytes = layout.chunk_size.bytes();
+    let mut scan = Scan::new(layout);
+    let mut spare = Spare::new();
+    let mut ahead = 1;
+    let mut area = 0;
+    let mut last = KVVec::new();
+    while scan.wants().is_some() {
+        let count = ahead.min(layout.areas().saturating_sub(area)).max(1);
+        let areas = Reader::read(client, cow, layout, area, count)?;
+        for bytes in areas {
+            if scan.wants().is_none() {
+                break;
+            }
+            scan.area(&bytes, |record| {
+                let first = layout.chunk_size.first_sector(record.old);
+                let slot = Origin::slot_index(first, span_shift) as usize;
+                let table = tables.get_mut(slot).ok_or(Refused::Failed(EINVAL))?;
+                insert(table, record.old, record.new, &mut spare)
+            })
+            .map_err(|e| match e {
+                ScanError::Bad(bad) => {
+                    dm_err!("{} (COW device {})", bad, cow);
+                    EINVAL
+                }
+                ScanError::Failed(e) => e,
+            })?;
+            last = bytes;
+        }
+        area = area.saturating_add(count);
+        ahead = (ahead * 2)
+            .min(READ_AHEAD_BYTES / area_bytes.max(1))
+            .clamp(1, READ_AHEAD_AREAS);
+    }
+    let (allocator, cursor) = scan.finish()?;
+    for table in tables {
+        // Where there is no memory to pack it, it stays as it is.
+        let _ = table.compact();
+    }
+    keep_tail(cursor, &last, tail);
+    Ok((allocator, cursor))
+}
+
+/// Puts a record into a table. May sleep.
+///
+/// # Errors
+///
+/// See [`Refused`].
+pub(crate) fn insert(
+    table: &mut Table,
+    old: Chunk,
+    new: Chunk,
+    spare: &mut Spare,
+) -> Result<(), Refused> {
+    loop {
+        match table.insert(old, new, 1, spare) {
+            Ok(()) => return Ok(()),
+            Err(InsertError::Overlap) => return Err(Refused::OldTwice),
+            Err(InsertError::OutOfRange) => return Err(Refused::Failed(EINVAL)),
+            Err(InsertError::NeedMemory) => spare
+                .refill(GFP_KERNEL)
+                .map_err(|_| Refused::Failed(ENOMEM))?,
+        }
+    }
+}
+
+/// Copies what is before the cursor in its block; what is behind it may be left by a crash.
+fn keep_tail(cursor: Cursor, area: &[u8], tail: &mut [u8]) {
+    let (_, index) = cursor.position();
+    let end = (index as usize).saturating_mul(RECORD_BYTES);
+    let within = end % tail.len().max(1);
+    let kept = area.get(end.saturating_sub(within)..end).unwrap_or(&[]);
+    for (to, from) in tail.iter_mut().zip(kept) {
+        *to = *from;
+    }
+}
+
+/// Reads several areas at a time, so that a device's depth is used.
+#[pin_data]
+struct Reader {
+    #[pin]
+    state: SpinLockIrq<ReaderState>,
+    #[pin]
+    done: CondVar,
+}
+
+struct ReaderState {
+    running: usize,
+    has_failed: bool,
+    /// What has been read: in which order, and what.
+    pieces: KVec<(usize, Buffer)>,
+}
+
+impl IoDone for Reader {
+    fn io_done(this: Arc<Self>, finished: Finished<Self>) {
+        let mut state = this.state.lock();
+        state.has_failed |= finished.result.is_err();
+        if let Some(buffer) = finished.buffer {
+            let _ = state.pieces.push_within_capacity((finished.tag, buffer));
+        }
+        state.running = state.running.saturating_sub(1);
+        if state.running == 0 {
+            this.done.notify_all();
+        }
+    }
+}
+
+impl Reader {
+    /// Reads `count` areas from the one called `first` on.
+    fn read(
+        client: &Arc<Client>,
+        cow: &Device,
+        layout: &Layout,
+        first: u64,
+        count: u64,
+    ) -> Result<KVec<KVVec<u8>>> {
+        let area_bytes = layout.chunk_size.bytes();
+        let per_area = area_bytes.div_ceil(MAX_BYTES as u64);
+        let total = per_area.saturating_mul(count) as usize;
+        let state = ReaderState {
+            running: total,
+            has_failed: false,
+            pieces: KVec::with_capacity(total, GFP_KERNEL)?,
+        };
+        let reader = Arc::pin_init(
+            pin_init!(Self {
+                state <- new_spinlock_irq!(state, "Reader::state"),
+                done <- new_condvar!("Reader::done"),
+            }),
+            GFP_KERNEL,
+        )?;
+        // All memory comes first: what has been sent has to be waited for.
+        let mut requests = KVec::with_capacity(total, GFP_KERNEL)?;
+        for area in first..first.saturating_add(count) {
+            let chunk = layout.area_chunk(area).ok_or(EINVAL)?;
+            let at = layout.chunk_size.first_sector(chunk).0;
+            for piece in 0..per_area {
+                let offset = piece.saturating_mul(MAX_BYTES as u64);
+                let bytes = area_bytes.saturating_sub(offset).min(MAX_BYTES as u64) as usize;
+                let from = Sector(at.saturating_add(offset / SECTOR_SIZE));
+                let request = Request::new(GFP_KERNEL)?;
+                let buffer = Buffer::new(bytes, GFP_KERNEL)?;
+                requests.push((request, buffer, Span::at(from, bytes)), GFP_KERNEL)?;
+            }
+        }
+        for (tag, (request, buffer, span)) in requests.into_iter().enumerate() {
+            request.read(client, cow, span, buffer, reader.clone(), tag);
+        }
+        let mut state = reader.state.lock();
+        while state.running != 0 {
+            reader.done.wait(&mut state);
+        }
+        if state.has_failed {
+            return Err(EIO);
+        }
+        let mut pieces = core::mem::take(&mut state.pieces);
+        drop(state);
+        pieces.sort_unstable_by_key(|(tag, _)| *tag);
+        let mut areas = KVec::with_capacity(count as usize, GFP_KERNEL)?;
+        for area in pieces.chunks(per_area as usize) {
+            let mut bytes = KVVec::from_elem(0u8, area_bytes as usize, GFP_KERNEL)?;
+            for (part, (_, buffer)) in bytes.chunks_mut(MAX_BYTES).zip(area) {
+                buffer.read(0, part)?;
+            }
+            areas.push(bytes, GFP_KERNEL)?;
+        }
+        Ok(areas)
+    }
+}

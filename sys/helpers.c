@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The wrappers that sys/helpers.h declares, and what a module in Rust can't say
+ * for itself: parameters that are writable at run time, and its aliases.
+ */
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/moduleparam.h>
+#include <linux/sched/mm.h>
+#include <linux/workqueue.h>
+
+#include "helpers.h"
+
+/* Bios. */
+
+void dmsnap_bio_set_dev(struct bio *bio, struct block_device *bdev)
+{
+	bio_set_dev(bio, bdev);
+}
+
+u32 dmsnap_bio_op(const struct bio *bio)
+{
+	return (__force u32)bio_op(bio);
+}
+
+u32 dmsnap_bio_opf(const struct bio *bio)
+{
+	return (__force u32)bio->bi_opf;
+}
+
+void dmsnap_bio_set_opf(struct bio *bio, u32 opf)
+{
+	bio->bi_opf = (__force blk_opf_t)opf;
+}
+
+unsigned int dmsnap_bio_sectors(const struct bio *bio)
+{
+	return bio_sectors(bio);
+}
+
+sector_t dmsnap_bio_end_sector(const struct bio *bio)
+{
+	return bio_end_sector(bio);
+}
+
+void dmsnap_bio_end(struct bio *bio, int errno)
+{
+	bio->bi_status = errno_to_blk_status(errno);
+	bio_endio(bio);
+}
+
+/* Pages. */
+
+struct page *dmsnap_zero_page(void)
+{
+	return ZERO_PAGE(0);
+}
+
+/* Allocations that do no I/O. */
+
+unsigned int dmsnap_noio_save(void)
+{
+	return memalloc_noio_save();
+}
+
+void dmsnap_noio_restore(unsigned int flags)
+{
+	memalloc_noio_restore(flags);
+}
+
+/* Workqueues. */
+
+struct workqueue_struct *dmsnap_alloc_workqueue(const char *name)
+{
+	return alloc_workqueue("%s", WQ_MEM_RECLAIM | WQ_PERCPU, 0, name);
+}
+
+void dmsnap_drain_workqueue(struct workqueue_struct *wq)
+{
+	drain_workqueue(wq);
+}
+
+/* The work of a delayed work, which must be one. */
+void dmsnap_flush_delayed_work(struct work_struct *work)
+{
+	flush_delayed_work(to_delayed_work(work));
+}
+
+/* Block devices. */
+
+bool dmsnap_bdev_read_only(struct block_device *bdev)
+{
+	return bdev_read_only(bdev);
+}
+
+sector_t dmsnap_bdev_nr_sectors(struct block_device *bdev)
+{
+	return bdev_nr_sectors(bdev);
+}
+
+unsigned int dmsnap_bdev_logical_block_size(struct block_device *bdev)
+{
+	return bdev_logical_block_size(bdev);
+}
+
+unsigned int dmsnap_bdev_physical_block_size(struct block_device *bdev)
+{
+	return bdev_physical_block_size(bdev);
+}
+
+/*
+ * Module parameters.  Those of the Rust module! macro are set once, at load;
+ * these can be changed at any time.
+ */
+
+static int dmsnap_cow_threshold = 2048;
+module_param_named(snapshot_cow_threshold, dmsnap_cow_threshold, int, 0644);
+MODULE_PARM_DESC(snapshot_cow_threshold,
+		 "Number of chunks that may be on their way to the COW devices at a time");
+
+int dmsnap_param_cow_threshold(void)
+{
+	return READ_ONCE(dmsnap_cow_threshold);
+}
+
+/* device-mapper asks for the module of a target by dm-<name>. */
+MODULE_ALIAS("dm-snapshot-rs");
+MODULE_ALIAS("dm-snapshot-origin-rs");
+MODULE_ALIAS("dm-snapshot-merge-rs");

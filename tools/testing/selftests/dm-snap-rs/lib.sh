@@ -1,0 +1,662 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+#
+# What the tests of snapshot-rs share.  A test script sources this file,
+# defines one function for each test, and ends with
+#
+#	begin COUNT				(loads the targets, or skips all)
+#	run_test FUNCTION "what it shows"	(for each)
+#	finish
+#
+# run_tests does all of that for every function named test_*, in the order in
+# which they stand in the script.
+#
+# Each test function runs in a subshell of its own, under `set -euo pipefail`
+# and a time limit, with devices that it makes itself.  Any command that fails
+# fails the test; `fail TEXT` and `skip REASON` end it.  Afterwards everything
+# is removed again, and a test that leaves something that cannot be removed, or
+# that made the kernel print a report, has failed whatever it said itself.
+#
+# Environment:
+#	DM_SNAP_RS_SUFFIX	"-rs" (the default), or "" for the C targets
+#	DM_SNAP_RS_KO		the module; else it is looked for nearby
+#	DM_SNAP_RS_LIMIT	the time limit of one test in seconds (240)
+#	DM_SNAP_RS_LOAD		the length of load tests: 1 (the default) or more
+
+set -uo pipefail
+shopt -s inherit_errexit
+
+LIB_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=ktap_helpers.sh
+. "$LIB_DIR/ktap_helpers.sh"
+
+SUFFIX=${DM_SNAP_RS_SUFFIX--rs}
+LIMIT=${DM_SNAP_RS_LIMIT:-240}
+LOAD=${DM_SNAP_RS_LOAD:-1}
+
+# Every name in device-mapper and in configfs begins with this: what carries it
+# is ours to remove.
+PREFIX=dsr-
+NULLB=/sys/kernel/config/nullb
+
+# The targets that snap_create and origin_create use; use_targets changes them.
+T_SNAP=snapshot$SUFFIX
+T_ORIGIN=snapshot-origin$SUFFIX
+
+TMP=$(mktemp -d "${TMPDIR:-/tmp}/dm-snap-rs.XXXXXX")
+BAILED=
+
+# ---------------------------------------------------------------------------
+# Running tests
+
+# say TEXT... - a line in the test's log, shown only if the test fails.
+say() {
+	printf '%s\n' "$*"
+}
+
+# note TEXT... - a line of the test's log that is shown as a KTAP comment even
+# if the test passes: figures, seeds.
+note() {
+	printf 'note: %s\n' "$*"
+}
+
+# fail TEXT... - the test has failed.
+fail() {
+	printf 'FAILED: %s\n' "$*" >&2
+	exit "$KSFT_FAIL"
+}
+
+# skip REASON... - the test cannot run here.
+skip() {
+	printf '%s\n' "$*" >"$TMP/skip"
+	exit "$KSFT_SKIP"
+}
+
+# on_c - true when the tests run on the kernel's own C targets.
+on_c() {
+	[ -z "$SUFFIX" ]
+}
+
+# need COMMAND... - skips the test when one of these tools is missing.
+need() {
+	local c
+	for c in "$@"; do
+		command -v "$c" >/dev/null || skip "no $c here"
+	done
+}
+
+# equal GOT WANTED WHAT - fails unless the two texts are the same.
+equal() {
+	[ "$1" = "$2" ] || fail "$3: '$1', wanted '$2'"
+}
+
+# matches TEXT REGEX WHAT - fails unless the text matches the extended regex.
+matches() {
+	[[ $1 =~ $2 ]] || fail "$3: '$1', wanted a match of /$2/"
+}
+
+# at_most GOT LIMIT WHAT - fails when a number is above its limit.
+at_most() {
+	(($1 <= $2)) || fail "$3: $1, wanted at most $2"
+}
+
+# refused COMMAND... - fails when COMMAND succeeds; its output is in the log.
+refused() {
+	if "$@"; then
+		fail "this should not have succeeded: $*"
+	fi
+}
+
+# wait_for SECONDS COMMAND... - waits until COMMAND succeeds; false when it does
+# not within the limit.
+wait_for() {
+	local end=$((SECONDS + $1))
+	shift
+	until "$@"; do
+		((SECONDS < end)) || return 1
+		sleep 0.1
+	done
+}
+
+# begin COUNT - prints the KTAP head with a plan of so many tests, and loads the
+# targets; the whole script is skipped when they cannot be loaded.
+begin() {
+	local reason
+	ktap_print_header
+	if ((EUID != 0)); then
+		ktap_skip_all "this needs root"
+		exit "$KSFT_SKIP"
+	fi
+	if ! reason=$(load_targets 2>&1); then
+		ktap_skip_all "$reason"
+		exit "$KSFT_SKIP"
+	fi
+	ktap_set_plan "$1"
+	trap at_exit EXIT
+	remove_all >/dev/null 2>&1
+}
+
+# run_test FUNCTION NAME - runs one test and prints its result.
+run_test() {
+	local pid watch rc=0 first=
+	if [ -n "$BAILED" ]; then
+		ktap_print_msg "not run: $BAILED"
+		ktap_test_fail "$2"
+		return
+	fi
+	rm -f "$TMP/skip"
+	log_mark start
+	# Job control gives the test a process group of its own, by which all of
+	# its processes can be ended.
+	set -m
+	(
+		set -e
+		set +m
+		trap - EXIT
+		"$1"
+	) >"$TMP/log" 2>&1 </dev/null &
+	pid=$!
+	sleep "$LIMIT" &
+	watch=$!
+	set +m
+	wait -n -p first "$pid" "$watch" || rc=$?
+	if [ "$first" = "$watch" ]; then
+		rc=124
+		echo "FAILED: not finished after $LIMIT s" >>"$TMP/log"
+		for p in $(pgrep -g "$pid"); do
+			echo "stack of $p ($(tr '\0' ' ' <"/proc/$p/cmdline")):"
+			cat "/proc/$p/stack"
+		done >>"$TMP/log" 2>&1
+	fi
+	kill -- "-$watch" 2>/dev/null
+	kill -KILL -- "-$pid" 2>/dev/null
+	wait "$watch" 2>/dev/null
+	if ! remove_all >"$TMP/left" 2>&1; then
+		cat "$TMP/left" >>"$TMP/log"
+		BAILED="an earlier test left something that cannot be removed"
+		rc=1
+	fi
+	if kernel_reports start >"$TMP/reports"; then
+		{
+			echo "FAILED: the kernel printed a report"
+			cat "$TMP/reports"
+		} >>"$TMP/log"
+		rc=1
+	fi
+	if ((rc == 0)); then
+		sed -n 's/^note: /# /p' "$TMP/log"
+		ktap_test_pass "$2"
+	elif ((rc == KSFT_SKIP)) && [ -e "$TMP/skip" ]; then
+		ktap_test_skip "$2" "$(cat "$TMP/skip")"
+	else
+		tail -n 60 "$TMP/log" | sed 's/^/# /'
+		log_since start | tail -n 20 | sed 's/^/# log: /'
+		ktap_test_fail "$2"
+	fi
+}
+
+# finish - to be called last.
+finish() {
+	ktap_finished
+}
+
+# run_tests - the whole script: every function named test_*, in the order of the
+# file, under its own name; or only those named in the arguments.
+run_tests() {
+	local all
+	if (($# == 0)); then
+		# No process substitution: a plain devtmpfs has no /dev/fd.
+		mapfile -t all <<<"$(sed -n 's/^\(test_[a-z0-9_]*\)().*/\1/p' "$0")"
+		set -- "${all[@]}"
+	fi
+	begin $#
+	while (($# > 0)); do
+		run_test "$1" "$(tr _ ' ' <<<"${1#test_}")"
+		shift
+	done
+	finish
+}
+
+# at_exit - what the script leaves behind, in whichever way it ends: nothing.
+at_exit() {
+	local rc=$?
+	remove_all >/dev/null 2>&1
+	rm -rf "$TMP"
+	exit "$rc"
+}
+
+# ---------------------------------------------------------------------------
+# Modules and targets
+
+# find_module - prints the path of dm_snap_rs.ko.
+find_module() {
+	local f
+	for f in "${DM_SNAP_RS_KO:-}" dm_snap_rs.ko "$LIB_DIR/dm_snap_rs.ko" \
+		"$LIB_DIR/../dm_snap_rs.ko" "$LIB_DIR/../../../../dm_snap_rs.ko"; do
+		if [ -f "$f" ]; then
+			realpath "$f"
+			return
+		fi
+	done
+	modinfo -n dm_snap_rs 2>/dev/null
+}
+
+# have_target NAME - true when device-mapper knows this target.
+have_target() {
+	dmsetup targets | grep -q "^$1 "
+}
+
+# load_rs - loads the Rust module if its targets are not there yet.
+load_rs() {
+	local ko
+	have_target snapshot-rs && return
+	ko=$(find_module) || {
+		echo "no dm_snap_rs.ko"
+		return 1
+	}
+	insmod "$ko"
+}
+
+# load_c - loads the C targets if they are not there yet.
+load_c() {
+	have_target snapshot || modprobe dm_snapshot
+}
+
+# load_targets - loads what the tests stand on; on failure prints why.
+load_targets() {
+	local m
+	for m in dm_mod null_blk configfs; do
+		# Without nr_devices=0 null_blk makes a device that nobody asked for.
+		case $m in
+		null_blk) modprobe null_blk nr_devices=0 ;;
+		*) modprobe $m ;;
+		esac || {
+			echo "cannot load $m"
+			return 1
+		}
+	done
+	if ! [ -d $NULLB ]; then
+		mount -t configfs none /sys/kernel/config || {
+			echo "no configfs"
+			return 1
+		}
+	fi
+	if on_c; then load_c; else load_rs; fi
+}
+
+# unload_targets - unloads the module under test; nothing may use it any more.
+unload_targets() {
+	if on_c; then rmmod dm_snapshot; else rmmod dm_snap_rs; fi
+}
+
+# use_targets c|rs - chooses the targets for what this test creates from now on,
+# and loads them.
+use_targets() {
+	case $1 in
+	c)
+		load_c || skip "no C snapshot target here"
+		T_SNAP=snapshot T_ORIGIN=snapshot-origin
+		;;
+	rs)
+		load_rs || skip "no dm_snap_rs.ko here"
+		T_SNAP=snapshot-rs T_ORIGIN=snapshot-origin-rs
+		;;
+	esac
+}
+
+# ---------------------------------------------------------------------------
+# Block devices
+
+# blk_create MIB [ATTRIBUTE=VALUE]... - makes a null_blk device that keeps its
+# data in memory and prints its path.  The attributes are those of null_blk in
+# configfs, for instance blocksize=4096, irqmode=2 completion_nsec=200000,
+# cache_size=16 (a volatile write cache) or badblocks=+8-15.
+blk_create() {
+	local i=0 d a size=$1
+	shift
+	while ! mkdir "$NULLB/$PREFIX$i" 2>/dev/null; do
+		i=$((i + 1))
+		((i < 1000)) || fail "no null_blk device can be made"
+	done
+	d=$NULLB/$PREFIX$i
+	# Writes of 1 MiB are to arrive as such, where their memory allows it.
+	for a in memory_backed=1 size="$size" max_sectors=2048 "$@"; do
+		# The range of bad blocks can only be set on a running device.
+		[[ $a == badblocks=* ]] || echo "${a#*=}" >"$d/${a%%=*}"
+	done
+	echo 1 >"$d/power"
+	for a in "$@"; do
+		[[ $a != badblocks=* ]] || echo "${a#*=}" >"$d/badblocks"
+	done
+	blk_path "$d"
+}
+
+# blk_path CONFIGFS-FOLDER - prints the device that belongs to it.  Newer kernels
+# name it after the folder, older ones by its index.
+blk_path() {
+	local name=${1##*/}
+	if [ -e "/sys/block/$name" ]; then
+		echo "/dev/$name"
+	else
+		echo "/dev/nullb$(cat "$1/index")"
+	fi
+}
+
+# blk_config DEVICE - prints the configfs folder of a device of blk_create.
+blk_config() {
+	local d
+	for d in "$NULLB/$PREFIX"*; do
+		if [ "$(blk_path "$d")" = "$1" ]; then
+			echo "$d"
+			return
+		fi
+	done
+	return 1
+}
+
+# blk_exact DEVICE... - no scheduler and no merging: each bio that reaches the
+# device counts as one I/O.
+blk_exact() {
+	local d q
+	for d in "$@"; do
+		q=$(sysfs "$d")/queue
+		echo none >"$q/scheduler"
+		echo 2 >"$q/nomerges"
+	done
+}
+
+# sysfs DEVICE - prints the folder of a block device in sysfs.
+sysfs() {
+	echo "/sys/class/block/$(basename "$(readlink -f "$1")")"
+}
+
+# sectors DEVICE - prints its size in sectors.
+sectors() {
+	blockdev --getsz "$1"
+}
+
+# settled DEVICE - true when no I/O is in flight on it.
+settled() {
+	local r w
+	read -r r w <"$(sysfs "$1")/inflight"
+	((r + w == 0))
+}
+
+# settle DEVICE... - waits until no I/O is in flight on any of them.
+settle() {
+	local d
+	for d in "$@"; do
+		wait_for 30 settled "$d" || fail "$d does not come to rest"
+	done
+}
+
+# io_count DEVICE FIELD - prints a counter of the block layer: reads,
+# read_sectors, writes, write_sectors or flushes.
+io_count() {
+	local stat n
+	case $2 in
+	reads) n=0 ;;
+	read_sectors) n=2 ;;
+	writes) n=4 ;;
+	write_sectors) n=6 ;;
+	flushes) n=15 ;;
+	*) fail "io_count: no field $2" ;;
+	esac
+	read -ra stat <"$(sysfs "$1")/stat"
+	echo "${stat[n]}"
+}
+
+# io_mark DEVICE... - remembers the counters of these devices; io_since tells
+# how far they went since.
+declare -A IO_MARK
+io_mark() {
+	local d f
+	for d in "$@"; do
+		settle "$d"
+		for f in reads read_sectors writes write_sectors flushes; do
+			IO_MARK[$d.$f]=$(io_count "$d" $f)
+		done
+	done
+}
+
+# io_since DEVICE FIELD - prints by how much a counter grew since io_mark.
+io_since() {
+	settle "$1"
+	echo $(($(io_count "$1" "$2") - IO_MARK[$1.$2]))
+}
+
+# pattern DEVICE SEED [MIB] - fills a device, or its first MIB, with data that
+# differs in every sector and from seed to seed.
+pattern() {
+	python3 "$LIB_DIR/model.py" fill "$1" "$2" ${3:+--mib "$3"}
+}
+
+# digest DEVICE [OFFSET COUNT] - prints a checksum of a device, or of COUNT
+# sectors from sector OFFSET, read from the device and not from the page cache.
+digest() {
+	python3 "$LIB_DIR/model.py" digest "$@"
+}
+
+# sequential read|write DEVICE MIB [OFFSET] - direct I/O of 1 MiB, one after the
+# other, from memory in one piece, so that nothing but the device cuts it up.
+# OFFSET is in sectors.
+sequential() {
+	python3 "$LIB_DIR/model.py" sequential "$@"
+}
+
+# exclusive DEVICE... - true when each device can be opened exclusively: nobody
+# holds it.
+exclusive() {
+	python3 "$LIB_DIR/model.py" exclusive "$@"
+}
+
+# ---------------------------------------------------------------------------
+# Device-mapper devices.  NAME is given without the prefix.
+
+# path NAME - prints the path of a device-mapper device.
+path() {
+	echo "/dev/mapper/$PREFIX$1"
+}
+
+# dm_create NAME TABLE [OPTION]... - creates a device and resumes it.
+dm_create() {
+	local name=$1 table=$2
+	shift 2
+	dmsetup create "$PREFIX$name" --table "$table" "$@"
+}
+
+# dm_load NAME TABLE - loads a new table, which becomes live with dm_resume.
+dm_load() {
+	dmsetup load "$PREFIX$1" --table "$2"
+}
+
+# dm_suspend NAME [OPTION]...
+dm_suspend() {
+	dmsetup suspend "$PREFIX$1" "${@:2}"
+}
+
+# dm_resume NAME [OPTION]...
+dm_resume() {
+	dmsetup resume "$PREFIX$1" "${@:2}"
+}
+
+# dm_remove NAME... - removes them in this order, at the first attempt.
+dm_remove() {
+	local n
+	for n in "$@"; do
+		dmsetup remove "$PREFIX$n"
+	done
+}
+
+# dm_exists NAME
+dm_exists() {
+	dmsetup info "$PREFIX$1" >/dev/null 2>&1
+}
+
+# linear_table DEVICE [SECTORS [OFFSET]] - prints a linear table.
+linear_table() {
+	echo "0 ${2:-$(sectors "$1")} linear $1 ${3:-0}"
+}
+
+# linear_create NAME DEVICE [SECTORS [OFFSET]] - a part of a device as a device:
+# this is how one of an exact size is made.
+linear_create() {
+	dm_create "$1" "$(linear_table "${@:2}")"
+}
+
+# origin_table DEVICE - prints the table of an origin target.
+origin_table() {
+	echo "0 $(sectors "$1") $T_ORIGIN $1"
+}
+
+# snap_table DEVICE COW STORE CHUNK [FEATURE]... - prints the table of a
+# snapshot target.
+snap_table() {
+	local dev=$1 cow=$2 store=$3 chunk=$4
+	shift 4
+	echo "0 $(sectors "$dev") $T_SNAP $dev $cow $store $chunk${1:+ $# $*}"
+}
+
+# origin_create NAME DEVICE
+origin_create() {
+	dm_create "$1" "$(origin_table "$2")"
+}
+
+# snap_create NAME DEVICE COW STORE CHUNK [FEATURE]...
+snap_create() {
+	dm_create "$1" "$(snap_table "${@:2}")"
+}
+
+# snap_add ORIGIN-NAME NAME DEVICE COW STORE CHUNK - a snapshot in the order
+# that is right for every target: the origin is suspended while it is created.
+snap_add() {
+	local origin=$1
+	shift
+	dm_suspend "$origin"
+	snap_create "$@" || {
+		dm_resume "$origin"
+		return 1
+	}
+	dm_resume "$origin"
+}
+
+# status NAME - prints the target's part of the status line, after start,
+# length and the target's name.
+status() {
+	local line
+	line=$(dmsetup status "$PREFIX$1")
+	cut -d ' ' -f 4- <<<"$line"
+}
+
+# status_is NAME TEXT - true when the status line is this.
+status_is() {
+	[ "$(status "$1")" = "$2" ]
+}
+
+# table NAME - prints the table line.
+table() {
+	dmsetup table "$PREFIX$1"
+}
+
+# new_cow DEVICE - makes a used COW device a new one: its header is wiped.
+new_cow() {
+	dd if=/dev/zero of="$1" bs=64K count=1 oflag=direct status=none
+}
+
+# ---------------------------------------------------------------------------
+# The kernel's log
+
+# log_mark NAME - puts a mark into the kernel's log.
+log_mark() {
+	echo "dm-snap-rs-test: mark $1 $$" >/dev/kmsg
+}
+
+# log_since NAME - prints what the kernel logged since the last mark of this
+# name, without time stamps.
+log_since() {
+	dmesg --notime | awk -v mark="dm-snap-rs-test: mark $1 $$" '
+		$0 == mark { n = 0; next }
+		{ line[n++] = $0 }
+		END { for (i = 0; i < n; i++) print line[i] }'
+}
+
+# log_has NAME REGEX - true when a line since the mark matches.
+log_has() {
+	log_since "$1" | grep -Eq -- "$2"
+}
+
+# kernel_reports NAME - prints the kernel's reports of trouble since the mark;
+# false when there are none.
+kernel_reports() {
+	log_since "$1" | grep -E -A 20 '(^|[^[:alpha:]])(BUG:|WARNING:|Oops|general protection fault|INFO: task .* blocked|possible circular locking|possible recursive locking|suspicious RCU usage|rcu: INFO|unreferenced object|KASAN|rust_kernel: panicked|kernel BUG at)'
+}
+
+# ---------------------------------------------------------------------------
+# Leaving nothing behind
+
+# our_dm - prints the full names of all our device-mapper devices.
+our_dm() {
+	local f name
+	for f in /sys/class/block/dm-*/dm/name; do
+		[ -e "$f" ] || continue
+		read -r name <"$f"
+		[[ $name != "$PREFIX"* ]] || echo "$name"
+	done
+}
+
+# remove_dm - removes all our device-mapper devices, in whichever order it can.
+remove_dm() {
+	local names i f suspended
+	for i in 1 2 3 4 5 6 7; do
+		names=$(our_dm | tr '\n' ' ')
+		[ -n "$names" ] || return 0
+		((i < 6)) || sleep 1
+		# A suspended device holds back I/O that others wait for.
+		for f in /sys/class/block/dm-*/dm; do
+			read -r suspended <"$f/suspended"
+			if [ "$suspended" = 1 ] && [[ " $names" == *" $(<"$f/name") "* ]]; then
+				timeout 20 dmsetup resume "$(<"$f/name")"
+			fi
+		done
+		# Those that were made last go first: others do not stand on them.
+		for f in $(tac -s ' ' <<<"$names"); do
+			timeout 20 dmsetup remove "$f" >"$TMP/remove" 2>&1
+		done
+	done
+	cat "$TMP/remove"
+	echo "FAILED: these devices cannot be removed: $names"
+	return 1
+}
+
+# remove_all - unmounts and removes all that the tests made.  False, with a line
+# for each, when something cannot be removed.
+remove_all() {
+	local m mounts f file d all=() rc=0
+	mounts=$(awk -v p="$TMP/" 'index($2, p) == 1 { print $2 }' /proc/mounts | tac)
+	# The mounts that were made last go first.
+	for m in $mounts; do
+		timeout 30 umount "$m" || umount -l "$m"
+	done
+	remove_dm || return 1
+	for f in /sys/class/block/loop*/loop/backing_file; do
+		[ -e "$f" ] || continue
+		read -r file <"$f"
+		[[ $file != "$TMP/"* ]] || losetup -d "/dev/$(basename "${f%/loop/*}")" || rc=1
+	done
+	for d in "$NULLB/$PREFIX"*; do
+		[ ! -d "$d" ] || all+=("$(blk_path "$d")")
+	done
+	((${#all[@]} > 0)) || return $rc
+	if ! exclusive "${all[@]}"; then
+		echo "FAILED: one of ${all[*]} is still held by somebody"
+		rc=1
+	fi
+	for d in "$NULLB/$PREFIX"*; do
+		rmdir "$d" || rc=1
+	done
+	return $rc
+}
+
+if [ ! -S /run/udev/control ]; then
+	export DM_DISABLE_UDEV=1
+fi

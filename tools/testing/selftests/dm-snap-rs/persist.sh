@@ -1,0 +1,141 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# A persistent snapshot is there again after it was removed and created.
+
+# shellcheck source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+# devices MIB - makes DEV and COW, with a pattern on DEV.
+devices() {
+	dev=$(blk_create "$1")
+	cow=$(blk_create 48)
+	pattern "$dev" 1
+}
+
+# load OPS SEED - random writes to both sides of the existing devices.
+load() {
+	python3 "$LIB_DIR/model.py" run --seed "$2" --ops "$1" --max-io 131072 \
+		--origin "$(path origin)" --snap "$(path snap)="
+}
+
+# again STORE CHUNK - removes and creates again, with writes in between.
+again() {
+	local sum round numbers
+	devices 32
+	origin_create origin "$dev"
+	snap_add origin snap "$dev" "$cow" "$1" "$2"
+	for round in 1 2; do
+		load $((150 * LOAD)) "$round"
+		sum=$(digest "$(path snap)")
+		numbers=$(status snap)
+		dm_remove snap
+		say "records: $(python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")")"
+		snap_add origin snap "$dev" "$cow" "$1" "$2"
+		equal "$(digest "$(path snap)")" "$sum" "SNAP after round $round"
+		matches "$(status snap)" "^[0-9]+/98304 ${numbers##* }\$" "the status"
+		# What was allocated stays allocated, and nothing else is.
+		at_most "$(status snap | cut -d / -f 1)" "${numbers%%/*}" "sectors allocated"
+	done
+}
+
+test_p_with_4k_chunks() { again P 8; }
+
+test_p_with_64k_chunks() { again P 128; }
+
+test_po_with_16k_chunks() { again PO 32; }
+
+test_the_origin_goes_first() {
+	local sum
+	devices 16
+	origin_create origin "$dev"
+	snap_add origin snap "$dev" "$cow" P 16
+	load 60 3
+	sum=$(digest "$(path snap)")
+	dm_remove origin snap
+	# SNAP alone, and then its origin again.
+	snap_create snap "$dev" "$cow" P 16
+	equal "$(digest "$(path snap)")" "$sum" "SNAP alone"
+	dm_suspend snap
+	origin_create origin "$dev"
+	dm_resume snap
+	load 60 4
+	[ "$(digest "$(path snap)")" != "$sum" ]
+}
+
+test_write_to_snap_then_remove_at_once() {
+	# The record of a whole-chunk write is not lost with the device.
+	local sum round
+	devices 16
+	for round in 1 2 3; do
+		snap_create snap "$dev" "$cow" P 8
+		dd if=/dev/urandom of="$(path snap)" bs=4K count=5 seek=$((round * 100)) oflag=direct status=none
+		sum=$(digest "$(path snap)")
+		dm_remove snap
+		snap_create snap "$dev" "$cow" P 8
+		equal "$(digest "$(path snap)")" "$sum" "SNAP in round $round"
+		dm_remove snap
+		equal "$(python3 "$LIB_DIR/cow.py" count "$cow")" $((5 * round)) "records"
+	done
+}
+
+test_records_are_there_when_a_flush_is_done() {
+	# After a flush of SNAP, the records of what was written are on the COW
+	# device, though the snapshot is still live.
+	local sync
+	devices 16
+	origin_create origin "$dev"
+	snap_add origin snap "$dev" "$cow" P 8
+	dd if=/dev/urandom of="$(path snap)" bs=4K count=3 seek=10 oflag=direct conv=fsync status=none
+	python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")" --old 10 --old 11 --old 12
+	# The same for one FUA write each of a whole chunk and of a part.
+	for sync in "bs=4K seek=20" "bs=512 seek=168"; do
+		# shellcheck disable=SC2086
+		dd if=/dev/urandom of="$(path snap)" $sync count=1 oflag=direct,dsync status=none
+	done
+	python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")" --old 20 --old 21
+	# An origin write waits for its record: no flush is needed.
+	dd if=/dev/urandom of="$(path origin)" bs=4K count=1 seek=30 oflag=direct status=none
+	python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")" --old 30
+	# An origin write to what SNAP has written makes that record durable too.
+	dd if=/dev/urandom of="$(path snap)" bs=4K count=1 seek=40 oflag=direct status=none
+	dd if=/dev/urandom of="$(path origin)" bs=4K count=1 seek=40 oflag=direct status=none
+	python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")" --old 40
+	# A suspend does so for everything.
+	dd if=/dev/urandom of="$(path snap)" bs=4K count=2 seek=50 oflag=direct status=none
+	dm_suspend snap
+	python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")" --old 50 --old 51
+	dm_resume snap
+}
+
+test_a_record_is_durable_within_its_second() {
+	local records
+	devices 16
+	origin_create origin "$dev"
+	snap_add origin snap "$dev" "$cow" P 8
+	dd if=/dev/urandom of="$(path snap)" bs=4K count=1 seek=60 oflag=direct status=none
+	# The limit is the one of the test: a timing decides nothing here.
+	records="python3 $LIB_DIR/cow.py check $cow $(sectors "$dev") --old 60"
+	wait_for 30 eval "$records" || fail "the record was never written"
+}
+
+test_a_transient_snapshot_writes_no_header() {
+	devices 16
+	pattern "$cow" 9
+	snap_create snap "$dev" "$cow" N 8
+	dd if=/dev/urandom of="$(path snap)" bs=4K count=1 oflag=direct status=none
+	dm_remove snap
+	refused python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")"
+}
+
+test_the_header_is_what_the_format_says() {
+	devices 16
+	snap_create snap "$dev" "$cow" P 64
+	dm_remove snap
+	equal "$(dd if="$cow" bs=16 count=1 status=none | od -A n -t x4)" \
+		" 70416e53 00000001 00000001 00000040" "the header"
+	equal "$(dd if="$cow" bs=512 skip=64 count=64 status=none | tr -d '\0' | wc -c)" 0 \
+		"what is not zero in the first area"
+}
+
+run_tests "$@"

@@ -1,0 +1,238 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Creating, removing, reloading and suspending while I/O flows: nothing is lost,
+# nothing hangs. The load is model.py, so that all data is verified as well.
+
+# shellcheck source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+# devices - ORIGIN with one snapshot that stays.
+devices() {
+	# I/O takes a while, so that there is always some in flight.
+	dev=$(blk_create 16 irqmode=2 completion_nsec=300000)
+	cow=$(blk_create 32 irqmode=2 completion_nsec=300000)
+	cow2=$(blk_create 32 irqmode=2 completion_nsec=300000)
+	cow3=$(blk_create 32)
+	pattern "$dev" 1
+	origin_create origin "$dev"
+	snap_add origin snap "$dev" "$cow" "${1:-P}" 8
+}
+
+# start_load [OPTION]... - random I/O in the background until stop_load.
+start_load() {
+	local seed=$RANDOM
+	note "seed $seed"
+	rm -f "$TMP/stop"
+	python3 "$LIB_DIR/model.py" run --seed "$seed" --ops 10000000 --max-io 262144 \
+		--stop "$TMP/stop" --origin "$(path origin)" "$@" &
+	LOAD_PID=$!
+	writes_before=$(io_count "$dev" writes)
+	wait_for 30 moved || fail "the load does not start"
+}
+
+# moved - true when DEV was written since this was set up.
+moved() {
+	(($(io_count "$dev" writes) > writes_before))
+}
+
+# still_moving - waits until the load goes on: it does not hang.
+still_moving() {
+	writes_before=$(io_count "$dev" writes)
+	wait_for 30 moved || fail "the load does not go on"
+	kill -0 "$LOAD_PID" || fail "the load has ended"
+}
+
+# stop_load - ends the load; all of every device is compared with the model.
+stop_load() {
+	touch "$TMP/stop"
+	wait "$LOAD_PID" || fail "the load found wrong data"
+}
+
+rounds=$((8 * LOAD))
+
+test_snapshots_come_and_go_under_writes() {
+	local i
+	devices
+	start_load --snap "$(path snap)="
+	for ((i = 0; i < rounds; i++)); do
+		new_cow "$cow2"
+		snap_add origin snap2 "$dev" "$cow2" P $((8 << i % 4))
+		snap_add origin snap3 "$dev" "$cow3" N $((128 >> i % 4))
+		still_moving
+		if ((i % 2)); then dm_remove snap2 snap3; else dm_remove snap3 snap2; fi
+	done
+	still_moving
+	stop_load
+	dm_remove snap origin
+	say "$(python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")")"
+}
+
+test_reload_of_the_origin_under_writes() {
+	local i
+	devices
+	start_load --snap "$(path snap)="
+	for ((i = 0; i < rounds; i++)); do
+		dm_load origin "$(origin_table "$dev")"
+		dm_suspend origin
+		dm_resume origin
+		still_moving
+		# And without a suspend of its own.
+		dm_load origin "$(origin_table "$dev")"
+		dm_resume origin
+	done
+	still_moving
+	stop_load
+}
+
+test_reload_of_the_snapshot_under_writes() {
+	local i
+	devices
+	start_load --snap "$(path snap)="
+	for ((i = 0; i < rounds; i++)); do
+		dm_load snap "$(snap_table "$dev" "$cow" P 8)"
+		dm_suspend snap
+		dm_resume snap
+		still_moving
+		dm_load snap "$(snap_table "$dev" "$cow" P 8)"
+		dm_resume snap
+	done
+	still_moving
+	stop_load
+	dm_remove snap origin
+	say "$(python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")")"
+	snap_add_alone
+}
+
+# snap_add_alone - the snapshot can be activated again.
+snap_add_alone() {
+	snap_create snap "$dev" "$cow" P 8
+	matches "$(status snap)" '^[0-9]+/65536 ' "the status when it was created again"
+}
+
+test_reload_read_only_and_read_write() {
+	local i sum
+	devices
+	sum=$(digest "$(path snap)")
+	start_load
+	for ((i = 0; i < rounds; i++)); do
+		dmsetup load --readonly "${PREFIX}snap" --table "$(snap_table "$dev" "$cow" P 8)"
+		dm_resume snap
+		still_moving
+		dm_load snap "$(snap_table "$dev" "$cow" P 8)"
+		dm_resume snap
+	done
+	still_moving
+	stop_load
+	equal "$(digest "$(path snap)")" "$sum" "SNAP"
+}
+
+test_suspend_with_io_queued() {
+	local i
+	devices
+	start_load --snap "$(path snap)="
+	for ((i = 0; i < rounds; i++)); do
+		dm_suspend snap
+		dm_suspend origin
+		dm_resume snap
+		dm_resume origin
+		still_moving
+		dm_suspend origin --noflush --nolockfs
+		dm_suspend snap --noflush --nolockfs
+		dm_resume origin
+		dm_resume snap
+	done
+	still_moving
+	stop_load
+}
+
+test_suspend_of_a_transient_snapshot() {
+	local i
+	devices N
+	start_load --snap "$(path snap)="
+	for ((i = 0; i < rounds; i++)); do
+		dm_suspend snap
+		dm_resume snap
+		still_moving
+		dm_suspend origin
+		dm_resume origin
+	done
+	stop_load
+}
+
+test_the_cow_device_suspended_under_writes() {
+	local i
+	devices
+	linear_create under "$cow2"
+	new_cow "$cow2"
+	snap_add origin snap2 "$dev" "$(path under)" P 16
+	start_load --snap "$(path snap)=" --snap "$(path snap2)="
+	for ((i = 0; i < rounds; i++)); do
+		dm_suspend under
+		dm_resume under
+		still_moving
+	done
+	stop_load
+}
+
+test_snapshots_become_full_one_after_the_other() {
+	# Each overflow is one snapshot's own, while all the others go on.
+	local i
+	devices
+	start_load --snap "$(path snap)="
+	for ((i = 0; i < 4; i++)); do
+		linear_create "small$i" "$cow2" $((256 << i)) 0
+		new_cow "$(path "small$i")"
+		snap_add origin "full$i" "$dev" "$(path "small$i")" "$( ((i % 2)) && echo N || echo P)" 8
+		wait_for 60 status_is "full$i" Invalid || fail "full$i is not full: $(status "full$i")"
+		still_moving
+		((i % 2)) || dm_remove "full$i" "small$i"
+	done
+	stop_load
+}
+
+test_queued_writes_when_the_snapshot_is_removed() {
+	# Writes to SNAP from a process that is killed, and the removal at once.
+	local i pid
+	devices
+	for ((i = 0; i < rounds; i++)); do
+		dd if=/dev/zero of="$(path snap)" bs=256K oflag=direct status=none &
+		pid=$!
+		dd if=/dev/zero of="$(path origin)" bs=256K oflag=direct status=none
+		kill "$pid" 2>/dev/null || true
+		wait "$pid" || true
+		wait_for 10 dmsetup remove "${PREFIX}snap"
+		say "$(python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")")"
+		new_cow "$cow"
+		snap_add origin snap "$dev" "$cow" P 8
+	done
+}
+
+test_eight_snapshots_and_a_fast_writer() {
+	# Copies in flight are bounded: the slow COW devices must not fill the memory.
+	local i start low=999999999 now cows=() pid
+	dev=$(blk_create 32)
+	origin_create origin "$dev"
+	for i in 1 2 3 4 5 6 7 8; do
+		cows+=("$(blk_create 48 irqmode=2 completion_nsec=4000000 hw_queue_depth=16)")
+		snap_add origin "snap$i" "$dev" "${cows[i - 1]}" P 8
+	done
+	start=$(awk '/^MemAvailable/ { print $2 }' /proc/meminfo)
+	dd if=/dev/zero of="$(path origin)" bs=1M count=$((8 * LOAD > 32 ? 32 : 8 * LOAD)) oflag=direct status=none &
+	pid=$!
+	while kill -0 "$pid" 2>/dev/null; do
+		now=$(awk '/^MemAvailable/ { print $2 }' /proc/meminfo)
+		((now > low)) || low=$now
+		sleep 0.2
+	done
+	wait "$pid"
+	note "memory in use at most: $(((start - low) / 1024)) MiB more, with the contents of the devices"
+	# 8 snapshots of 8 MiB are 64 MiB of data on the memory-backed devices; what
+	# is in flight must not be many times as much.
+	at_most $(((start - low) / 1024)) 400 "MiB"
+	for i in 1 2 3 4 5 6 7 8; do
+		matches "$(status "snap$i")" '^[0-9]+/98304 ' "the status of snap$i"
+	done
+}
+
+run_tests "$@"

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash disable=SC2034
+#
+# The machine: an x86-64 QEMU with virtio devices.
+
+# Reports of a lockup or a stall must mean one. An emulated guest on a busy host
+# stands still for seconds, hence the long limits.
+vm_cmdline="console=ttyS0 quiet panic=-1 oops=panic watchdog_thresh=30 rcupdate.rcu_cpu_stall_timeout=60"
+# Nobody attacks this guest, and the defences make emulation slower.
+vm_cmdline+=" mitigations=off no_timer_check tsc=reliable"
+
+# qemu_base - sets QEMU to the command line that every guest shares.
+qemu_base() {
+	QEMU=(qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none -nic none
+		-machine pc -kernel "$VM_VMLINUZ" -initrd "$VM_INITRD")
+}
+
+# kvm_works - true when a trial guest really ran under KVM. On some machines
+# /dev/kvm is there and a guest hangs at its first instructions. The answer is
+# kept until the host is booted again.
+kvm_works() {
+	local boot answer trial
+	[ -r /dev/kvm ] && [ -w /dev/kvm ] || return 1
+	boot=$(</proc/sys/kernel/random/boot_id)
+	answer=$DM_CACHE/vm/kvm-$boot
+	if [ ! -s "$answer" ]; then
+		say "trying whether a guest runs under KVM (10 s at most)"
+		trial=$(mktemp -d)
+		qemu_base
+		# In a shell of its own, which keeps to itself how QEMU ended.
+		(
+			timeout -k 1 10 "${QEMU[@]}" -accel kvm -cpu host -m 512 \
+				-serial "file:$trial/log" -append "console=ttyS0 panic=-1 vm.trial" || true
+		) >/dev/null 2>&1 </dev/null
+		rm -f "$DM_CACHE/vm/kvm-"*
+		if grep -q 'vm: the trial boot' "$trial/log" 2>/dev/null; then
+			echo yes >"$answer"
+		else
+			echo no >"$answer"
+		fi
+		rm -rf "$trial"
+	fi
+	[ "$(<"$answer")" = yes ]
+}
+
+# qemu_accel - sets ACCEL, by which the guest's code is run. VM_ACCEL chooses.
+qemu_accel() {
+	local accel=${VM_ACCEL:-}
+	if [ -z "$accel" ]; then
+		if kvm_works; then accel=kvm; else accel=tcg; fi
+	fi
+	case $accel in
+	kvm) ACCEL=(-accel kvm -cpu host) ;;
+	# Page tables of five levels would only cost time.
+	tcg) ACCEL=(-accel "tcg,thread=multi" -cpu "max,la57=off") ;;
+	*) die "VM_ACCEL must be kvm or tcg" ;;
+	esac
+}
+
+# qemu_disk SERIAL FILE OPTIONS - one more disk for QEMU.
+qemu_disk() {
+	QEMU+=(-drive "if=none,id=$1,format=raw,cache=unsafe,discard=unmap,file=${2//,/,,}$3"
+		-device "virtio-blk-pci,drive=$1,serial=$1")
+}
+
+# qemu_port NAME FILE - one more port, whose bytes go to FILE.
+qemu_port() {
+	QEMU+=(-chardev "file,id=$1,path=${2//,/,,}"
+		-device "virtserialport,chardev=$1,name=$1")
+}

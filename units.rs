@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The units of length and place: sectors, chunks, and ranges of either.
+//!
+//! A [`Sector`] is 512 bytes, as everywhere in the block layer. A [`Chunk`] is the
+//! unit in which a snapshot saves data: a power of two of sectors, chosen by the
+//! administrator for each snapshot. The two are never mixed up, since each has its
+//! own type, and [`ChunkSize`] is the only way from one to the other.
+
+#![deny(unsafe_code)]
+
+use kernel::prelude::*;
+
+/// The number of bytes in a sector.
+pub(crate) const SECTOR_SIZE: u64 = 512;
+
+/// A place on a device, in units of 512 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub(crate) struct Sector(pub(crate) u64);
+
+/// The number of a chunk: of the origin (old) or of the COW device (new).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub(crate) struct Chunk(pub(crate) u64);
+
+impl Chunk {
+    /// The chunk that lies `n` chunks further on; stops at the last number there is.
+    pub(crate) fn plus(self, n: u64) -> Chunk {
+        Chunk(self.0.saturating_add(n))
+    }
+
+    /// How many chunks lie from `earlier` to this one; none if `earlier` is not earlier.
+    pub(crate) fn since(self, earlier: Chunk) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// A half-open range of sectors: `start` belongs to it, `end` does not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Sectors {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+}
+
+impl Sectors {
+    /// The range of `len` sectors from `start`.
+    pub(crate) fn new(start: Sector, len: u64) -> Self {
+        Self {
+            start: start.0,
+            end: start.0.saturating_add(len),
+        }
+    }
+
+    /// The number of sectors in the range.
+    pub(crate) fn len(&self) -> u64 {
+        self.end.saturating_sub(self.start)
+    }
+
+    /// Whether no sector is in the range.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.end <= self.start
+    }
+
+    /// Whether the two ranges have a sector in common.
+    pub(crate) fn overlaps(&self, other: &Sectors) -> bool {
+        self.start < other.end && other.start < self.end
+    }
+
+    /// The smallest range that holds both.
+    pub(crate) fn union(&self, other: &Sectors) -> Sectors {
+        Sectors {
+            start: self.start.min(other.start),
+            end: self.end.max(other.end),
+        }
+    }
+}
+
+/// A half-open range of chunks: `start` belongs to it, `end` does not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Chunks {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+}
+
+impl Chunks {
+    /// The range of `len` chunks from `start`.
+    pub(crate) fn new(start: Chunk, len: u64) -> Self {
+        Self {
+            start: start.0,
+            end: start.0.saturating_add(len),
+        }
+    }
+
+    /// The number of chunks in the range.
+    pub(crate) fn len(&self) -> u64 {
+        self.end.saturating_sub(self.start)
+    }
+}
+
+/// The size of a chunk: a power of two of sectors.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct ChunkSize {
+    shift: u32,
+}
+
+impl ChunkSize {
+    /// The largest chunk size that the table line can ask for, in sectors.
+    pub(crate) const MAX: u64 = (1 << 31) - 1;
+
+    /// A chunk of `sectors` sectors.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if `sectors` is zero, not a power of two or larger than [`Self::MAX`].
+    pub(crate) fn from_sectors(sectors: u64) -> Result<Self> {
+        if sectors == 0 || sectors > Self::MAX || !sectors.is_power_of_two() {
+            return Err(EINVAL);
+        }
+        Ok(Self {
+            shift: sectors.trailing_zeros(),
+        })
+    }
+
+    /// The size in sectors.
+    pub(crate) fn sectors(self) -> u64 {
+        1 << self.shift
+    }
+
+    /// The size in bytes.
+    pub(crate) fn bytes(self) -> u64 {
+        SECTOR_SIZE << self.shift
+    }
+
+    /// The binary logarithm of the size in sectors.
+    pub(crate) fn shift(self) -> u32 {
+        self.shift
+    }
+
+    /// The chunk in which a sector lies.
+    pub(crate) fn chunk_of(self, sector: Sector) -> Chunk {
+        Chunk(sector.0 >> self.shift)
+    }
+
+    /// The first sector of a chunk; stops at the last sector there is.
+    pub(crate) fn first_sector(self, chunk: Chunk) -> Sector {
+        Sector(chunk.0.checked_shl(self.shift).map_or(u64::MAX, |s| {
+            if s >> self.shift == chunk.0 {
+                s
+            } else {
+                u64::MAX
+            }
+        }))
+    }
+
+    /// How far into its chunk a sector lies, in sectors.
+    pub(crate) fn offset_in_chunk(self, sector: Sector) -> u64 {
+        sector.0 & (self.sectors() - 1)
+    }
+
+    /// The chunks that a range of sectors touches.
+    pub(crate) fn chunks_of(self, range: Sectors) -> Chunks {
+        if range.is_empty() {
+            let at = range.start >> self.shift;
+            return Chunks { start: at, end: at };
+        }
+        Chunks {
+            start: range.start >> self.shift,
+            end: ((range.end - 1) >> self.shift) + 1,
+        }
+    }
+
+    /// The sectors of a range of chunks.
+    pub(crate) fn sectors_of(self, range: Chunks) -> Sectors {
+        Sectors {
+            start: self.first_sector(Chunk(range.start)).0,
+            end: self.first_sector(Chunk(range.end)).0,
+        }
+    }
+}
