@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The target `snapshot-origin-rs`: the live volume.
+//! The target `snap-origin-rs`: the live volume.
 //!
 //! Reads and flushes go straight through. A write goes when every active snapshot has saved what
 //! it is going to change and nothing that needs the old data is in flight (rule R1); else it
@@ -32,7 +32,7 @@ pub(crate) struct OriginTarget {
 
 #[vtable]
 impl Target for OriginTarget {
-    const NAME: &'static CStr = c"snapshot-origin-rs";
+    const NAME: &'static CStr = c"snap-origin-rs";
     const VERSION: [u32; 3] = [1, 9, 0];
 
     type Context = Arc<Registry>;
@@ -40,14 +40,14 @@ impl Target for OriginTarget {
 
     fn new(registry: &Arc<Registry>, setup: &mut Setup<'_>, args: &Args<'_>) -> Result<Self> {
         let args = OriginArgs::parse(args.iter()).map_err(|e| {
-            dm_err!("snapshot-origin-rs: {}", e);
+            dm_err!("snap-origin-rs: {}", e);
             setup.set_error(e.short());
             EINVAL
         })?;
         let device = setup.open(args.origin).map_err(|errno| {
             let code = errno.to_errno();
             let e = table::ArgError::CannotOpen(table::Device::Origin, args.origin, code);
-            dm_err!("snapshot-origin-rs: {}", e);
+            dm_err!("snap-origin-rs: {}", e);
             setup.set_error(e.short());
             errno
         })?;

@@ -146,7 +146,7 @@ pub(crate) enum ArgError<'a> {
     TooFew(usize),
     /// Something stands behind the last argument.
     TooMany(&'a CStr),
-    /// `snapshot-origin-rs` has not exactly one argument.
+    /// `snap-origin-rs` has not exactly one argument.
     OriginCount(usize),
     /// The name of a device is empty.
     NoName(Device),
@@ -429,7 +429,7 @@ pub(crate) fn check_block_size(
     }
 }
 
-/// The arguments of `snapshot-origin-rs`.
+/// The arguments of `snap-origin-rs`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct OriginArgs<'a> {
     /// The name of the origin.

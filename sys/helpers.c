@@ -125,5 +125,5 @@ int dmsnap_param_cow_threshold(void)
 
 /* device-mapper asks for the module of a target by dm-<name>. */
 MODULE_ALIAS("dm-snapshot-rs");
-MODULE_ALIAS("dm-snapshot-origin-rs");
-MODULE_ALIAS("dm-snapshot-merge-rs");
+MODULE_ALIAS("dm-snap-origin-rs");
+MODULE_ALIAS("dm-snap-merge-rs");

@@ -40,8 +40,12 @@ PREFIX=dsr-
 NULLB=/sys/kernel/config/nullb
 
 # The targets that snap_create and origin_create use; use_targets changes them.
-T_SNAP=snapshot$SUFFIX
-T_ORIGIN=snapshot-origin$SUFFIX
+# A target's name has 15 characters at most.
+if [ -z "$SUFFIX" ]; then
+	T_SNAP=snapshot T_ORIGIN=snapshot-origin
+else
+	T_SNAP=snapshot$SUFFIX T_ORIGIN=snap-origin$SUFFIX
+fi
 
 TMP=$(mktemp -d "${TMPDIR:-/tmp}/dm-snap-rs.XXXXXX")
 BAILED=
@@ -299,7 +303,7 @@ use_targets() {
 		;;
 	rs)
 		load_rs || skip "no dm_snap_rs.ko here"
-		T_SNAP=snapshot-rs T_ORIGIN=snapshot-origin-rs
+		T_SNAP=snapshot-rs T_ORIGIN=snap-origin-rs
 		;;
 	esac
 }
