@@ -15,7 +15,9 @@
 #![deny(unsafe_code)]
 
 use crate::{
-    dm::{Bio, BioList, Buffer, Finished, IoDone, NoIo, Queued, Request, Span, WriteFlags, MAX_BYTES},
+    dm::{
+        Bio, BioList, Buffer, Finished, IoDone, NoIo, Queued, Request, Span, WriteFlags, MAX_BYTES,
+    },
     live::{Failure, Health, Live},
     slot::{Io, Saved},
     store::{
@@ -143,7 +145,9 @@ impl IoDone for Live {
 impl Live {
     /// A record is to be written; its data is on the COW device. Context: any.
     pub(crate) fn add_record(self: &Arc<Self>, saved: Saved, is_urgent: bool) {
-        let Some(store) = self.persistent() else { return };
+        let Some(store) = self.persistent() else {
+            return;
+        };
         let waiting = store.add(saved);
         if is_urgent || waiting >= MAX_DELAYED || self.health() == Health::Invalid {
             self.commit_now();
@@ -164,7 +168,9 @@ impl Live {
     /// Sleeps until all records that were added before are on stable media, or the snapshot is
     /// invalid.
     pub(crate) fn commit_and_wait(self: &Arc<Self>) {
-        let Some(store) = self.persistent() else { return };
+        let Some(store) = self.persistent() else {
+            return;
+        };
         while store.has_volatile() {
             let mut commit = self.commit.lock();
             commit.is_due = true;
@@ -253,7 +259,9 @@ impl Live {
 
     /// Ends the exceptions whose records are on stable media.
     fn end_committed(self: &Arc<Self>) {
-        let Some(store) = self.persistent() else { return };
+        let Some(store) = self.persistent() else {
+            return;
+        };
         let mut ended = core::mem::take(&mut self.commit.lock().ended);
         loop {
             let has_more = store.take_committed(&mut ended);
@@ -270,7 +278,9 @@ impl Live {
 
     /// Begins a commit, if there is anything to do and one is due.
     fn begin_commit(self: &Arc<Self>) {
-        let Some(store) = self.persistent() else { return };
+        let Some(store) = self.persistent() else {
+            return;
+        };
         if self.health() == Health::Invalid {
             return self.abandon_commits();
         }
@@ -349,7 +359,9 @@ impl Live {
 
     /// The snapshot is invalid: nobody has to wait for its records.
     fn abandon_commits(self: &Arc<Self>) {
-        let Some(store) = self.persistent() else { return };
+        let Some(store) = self.persistent() else {
+            return;
+        };
         store.abandon();
         self.end_committed();
         let mut commit = self.commit.lock();
@@ -366,8 +378,12 @@ impl Live {
 
     /// Zeroes areas ahead of the records (rule R5), a piece at a time.
     fn zero_ahead(self: &Arc<Self>) {
-        let Some(store) = self.persistent() else { return };
-        let Some(devices) = self.devices() else { return };
+        let Some(store) = self.persistent() else {
+            return;
+        };
+        let Some(devices) = self.devices() else {
+            return;
+        };
         let mut commit = self.commit.lock();
         if commit.zero.request.is_none() {
             return;

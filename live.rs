@@ -20,8 +20,7 @@ use crate::{
     units::{ChunkSize, Chunks, Sectors},
 };
 use kernel::{
-    fmt,
-    new_condvar, new_delayed_work, new_mutex, new_spinlock_irq, new_work,
+    fmt, new_condvar, new_delayed_work, new_mutex, new_spinlock_irq, new_work,
     prelude::*,
     sync::{
         atomic::{Acquire, Atomic, Full, Release},
@@ -226,7 +225,11 @@ impl Live {
     /// `ENOMEM`.
     pub(crate) fn new(from: NewLive) -> Result<Arc<Self>> {
         let id = from.origin.new_snap_id();
-        let health = if from.is_valid { Health::Good } else { Health::Invalid };
+        let health = if from.is_valid {
+            Health::Good
+        } else {
+            Health::Invalid
+        };
         let commit = Commit::new(from.store.persistent().is_some())?;
         Arc::pin_init(
             pin_init!(Self {
@@ -389,9 +392,9 @@ impl Live {
         if !self.reports_overflow || why != Failure::CowFull {
             return self.fail(why);
         }
-        let changed =
-            self.health
-                .cmpxchg(Health::Good as u32, Health::Overflowed as u32, Full);
+        let changed = self
+            .health
+            .cmpxchg(Health::Good as u32, Health::Overflowed as u32, Full);
         if changed.is_ok() {
             dm_err!("snapshot on COW device {} overflowed", self.cow_name());
             self.start_busy();

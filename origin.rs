@@ -10,9 +10,7 @@
 
 use crate::{
     copy::Prepared,
-    dm::{
-        Args, Bio, Device, Incoming, Mapped, NoIo, Op, Queued, Setup, StatusKind, Target,
-    },
+    dm::{Args, Bio, Device, Incoming, Mapped, NoIo, Op, Queued, Setup, StatusKind, Target},
     dm_err,
     exception::Spare,
     live::{Failure, Health},
@@ -44,12 +42,11 @@ impl Target for OriginTarget {
             setup.set_error(e.short());
             EINVAL
         })?;
-        let device = setup.open(args.origin).map_err(|errno| {
+        let device = setup.open(args.origin).inspect_err(|errno| {
             let code = errno.to_errno();
             let e = table::ArgError::CannotOpen(table::Device::Origin, args.origin, code);
             dm_err!("snap-origin-rs: {}", e);
             setup.set_error(e.short());
-            errno
         })?;
         let origin = registry.origin(&device)?;
         let id = registry.new_target_id();
@@ -190,7 +187,9 @@ fn begin(
     spare: &mut Spare,
 ) -> Attempt {
     for at in 0..slot.shards.len() {
-        let Some(shard) = slot.shards.get(at) else { break };
+        let Some(shard) = slot.shards.get(at) else {
+            break;
+        };
         if !matches!(shard.live.guards(), Health::Good | Health::Overflowed) {
             continue;
         }

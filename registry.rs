@@ -366,7 +366,10 @@ impl Origin {
     ///
     /// `ENOMEM`. May sleep.
     pub(crate) fn add_member(&self, id: u64, handle: Handle) -> Result {
-        Ok(self.members.lock().push(Member { id, handle }, GFP_KERNEL)?)
+        Ok(self
+            .members
+            .lock()
+            .push(Member { id, handle }, GFP_KERNEL)?)
     }
 
     /// An origin target is being destroyed. May sleep.
@@ -409,13 +412,8 @@ impl Origin {
         result
     }
 
-    fn try_add_shards(
-        &self,
-        live: &Arc<Live>,
-        tables: KVec<Table>,
-        span_shift: u32,
-    ) -> Result {
-        if span_shift > self.span_shift.load(Acquire) {
+    fn try_add_shards(&self, live: &Arc<Live>, tables: KVec<Table>, span_shift: u32) -> Result {
+        if span_shift != self.span_shift.load(Acquire) {
             // Nothing is in the slots that would have to be dealt out anew, as long as there
             // are no snapshots: without them nothing is ever in flight.
             let in_use = self.slot(0).is_some_and(|slot| !slot.shards.is_empty());
@@ -423,8 +421,6 @@ impl Origin {
                 return Err(EBUSY);
             }
             self.span_shift.store(span_shift, Release);
-        } else if span_shift < self.span_shift.load(Acquire) {
-            return Err(EBUSY);
         }
         for (lock, table) in self.slots.iter().zip(tables) {
             let mut shard = Shard::new(live.clone(), table);

@@ -123,7 +123,6 @@ pub(crate) struct Route {
     pub(crate) is_hole: bool,
 }
 
-
 impl Slot {
     /// A slot with nothing in it.
     ///

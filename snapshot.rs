@@ -12,7 +12,7 @@
 use crate::{
     copy::Prepared,
     dm::{
-        Args, Bio, BioList, Device, EndIo, Incoming, Mapped, NoIo, Op, Queued, Setup, StatusKind,
+        Args, Bio, BioList, Device, EndIo, Hints, Incoming, Mapped, NoIo, Op, Setup, StatusKind,
         Target,
     },
     dm_err,
@@ -157,6 +157,11 @@ impl Target for SnapshotTarget {
         }
     }
 
+    fn io_hints(&self, hints: &mut Hints<'_>) {
+        // Whole chunks need no copy.
+        hints.prefer_io(self.live.chunk_size.bytes());
+    }
+
     fn iterate_devices(&self, len: u64, f: &mut dyn FnMut(&Device, u64, u64) -> i32) -> i32 {
         match f(&self.devices.origin, 0, len) {
             0 => f(&self.devices.cow, 0, self.devices.cow.sectors()),
@@ -222,12 +227,11 @@ fn activate(
 ) -> Result<(Arc<Live>, Dealt)> {
     let (client, cow) = (&registry.client, &devices.cow);
     let (cow_sectors, origin_sectors) = (cow.sectors(), devices.origin.sectors());
-    let too_small = |size: u64, chunks: u64| {
-        ArgError::CowTooSmall(cow_sectors, chunks.saturating_mul(size))
-    };
+    let too_small =
+        |size: u64, chunks: u64| ArgError::CowTooSmall(cow_sectors, chunks.saturating_mul(size));
     let (chunk_size, is_valid, store, dealt);
     if args.store.is_persistent() {
-        if cow_sectors < cow.logical_block_size() as u64 / SECTOR_SIZE {
+        if cow_sectors < u64::from(cow.logical_block_size()) / SECTOR_SIZE {
             return Err(refuse(setup, too_small(args.chunk_size.sectors(), 3)));
         }
         let found = load::read_header(client, cow, args.chunk_size)?;

@@ -111,11 +111,6 @@ impl<P: PerBio> Bio<P> {
     }
 
     /// What the target keeps with the bio.
-    pub(crate) fn data(&self) -> &P {
-        &self.attached().data
-    }
-
-    /// What the target keeps with the bio.
     pub(crate) fn data_mut(&mut self) -> &mut P {
         &mut self.attached_mut().data
     }

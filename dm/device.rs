@@ -4,7 +4,7 @@
 //!
 //! C header: [`include/linux/device-mapper.h`](srctree/include/linux/device-mapper.h)
 
-use crate::{sys, units::Sector};
+use crate::sys;
 use core::ptr::NonNull;
 use kernel::{
     bindings, fmt,
@@ -71,7 +71,8 @@ impl OpenDevice {
         let mut dev = core::ptr::null_mut();
         // SAFETY: The caller vouches for `target`; the path ends with a NUL; `dev` is valid for
         // a write.
-        let ret = unsafe { sys::dm_get_device(target.as_ptr(), path.as_char_ptr(), mode, &mut dev) };
+        let ret =
+            unsafe { sys::dm_get_device(target.as_ptr(), path.as_char_ptr(), mode, &mut dev) };
         kernel::error::to_result(ret)?;
         let dev = NonNull::new(dev).ok_or(ENODEV)?;
         let open = Self {
@@ -142,11 +143,6 @@ impl Device {
     pub(crate) fn sectors(&self) -> u64 {
         // SAFETY: The block device of an open `dm_dev` is valid.
         unsafe { sys::dmsnap_bdev_nr_sectors(self.bdev()) }
-    }
-
-    /// Its end, as it is now.
-    pub(crate) fn end(&self) -> Sector {
-        Sector(self.sectors())
     }
 
     /// Its logical block size in bytes: no I/O may be smaller, none may begin elsewhere.

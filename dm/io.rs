@@ -124,8 +124,16 @@ impl Client {
             client: self.0.as_ptr(),
         };
         let (mut error, mut unsupported): (c_ulong, c_ulong) = (0, 0);
-        let errors = if is_sync { &raw mut error } else { core::ptr::null_mut() };
-        let unsup = if is_sync { &raw mut unsupported } else { core::ptr::null_mut() };
+        let errors = if is_sync {
+            &raw mut error
+        } else {
+            core::ptr::null_mut()
+        };
+        let unsup = if is_sync {
+            &raw mut unsupported
+        } else {
+            core::ptr::null_mut()
+        };
         // SAFETY: dm-io copies the request and the region; all that they point to lives long
         // enough by the requirements of this function.
         let ret = unsafe { sys::dm_io(&mut request, 1, &mut region, errors, unsup, 0) };
@@ -361,7 +369,11 @@ impl<T: IoDone> Context<T> {
     /// `context` must be a `KBox<Context<T>>` given away by `into_raw`, and nobody may use it
     /// after this.
     unsafe extern "C" fn notify(error: c_ulong, unsup: c_ulong, context: *mut c_void) {
-        let result = if (error | unsup) == 0 { Ok(()) } else { Err(EIO) };
+        let result = if (error | unsup) == 0 {
+            Ok(())
+        } else {
+            Err(EIO)
+        };
         // SAFETY: The requirements are the same.
         unsafe { Self::end(context.cast(), result) }
     }

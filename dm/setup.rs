@@ -105,16 +105,9 @@ impl<'a> Setup<'a> {
         Ok(device)
     }
 
-    /// Whether the table is to be loaded read-only (`dmsetup create --readonly`).
-    pub(crate) fn is_read_only(&self) -> bool {
-        // SAFETY: The table of a target under construction is valid.
-        let mode = unsafe { sys::dm_table_get_mode(self.target.table) };
-        mode & sys::DMSNAP_OPEN_WRITE == 0
-    }
-
     /// Says in short why the constructor fails: for the line that device-mapper itself logs.
     pub(crate) fn set_error(&mut self, why: &'static CStr) {
-        self.target.error = why.as_ptr().cast_mut().cast();
+        self.target.error = why.as_char_ptr().cast_mut();
     }
 
     /// Asks for flushes, even where no device beneath has a cache to be flushed.
@@ -126,11 +119,6 @@ impl<'a> Setup<'a> {
     /// Asks for flushes if a device beneath has a cache.
     pub(crate) fn pass_flushes(&mut self) {
         self.target.num_flush_bios = 1;
-    }
-
-    /// The length of the target in sectors.
-    pub(crate) fn sectors(&self) -> u64 {
-        self.target.len
     }
 
     /// A reference to the target that may be kept.

@@ -15,7 +15,6 @@ use core::{marker::PhantomPinned, ptr::NonNull};
 use kernel::{
     bindings, fmt,
     prelude::*,
-
     types::{ForeignOwnable, Opaque},
 };
 
@@ -52,9 +51,11 @@ pub(crate) enum StatusKind {
 pub(crate) struct Hints<'a>(&'a mut bindings::queue_limits);
 
 impl Hints<'_> {
-    /// The best size and alignment of I/O, in bytes.
-    pub(crate) fn set_optimal_io(&mut self, bytes: u32) {
-        self.0.io_opt = bytes;
+    /// I/O in whole units of so many bytes is best, unless the devices beneath say otherwise.
+    pub(crate) fn prefer_io(&mut self, bytes: u64) {
+        if self.0.io_opt == 0 {
+            self.0.io_opt = u32::try_from(bytes).unwrap_or(0);
+        }
     }
 }
 
@@ -290,11 +291,7 @@ impl<T: Target> Adapter<T> {
     /// # Safety
     ///
     /// The devices must have been opened for this target.
-    unsafe fn dispose(
-        target: NonNull<sys::dm_target>,
-        devices: KVec<OpenDevice>,
-        handle: Handle,
-    ) {
+    unsafe fn dispose(target: NonNull<sys::dm_target>, devices: KVec<OpenDevice>, handle: Handle) {
         handle.revoke();
         for device in devices {
             // SAFETY: The caller vouches for it.
@@ -427,9 +424,8 @@ impl<T: Target> Adapter<T> {
             return;
         }
         // SAFETY: device-mapper's buffer is valid for writes of `maxlen` bytes.
-        let buffer = unsafe {
-            core::slice::from_raw_parts_mut(result.cast::<u8>(), maxlen as usize)
-        };
+        let buffer =
+            unsafe { core::slice::from_raw_parts_mut(result.cast::<u8>(), maxlen as usize) };
         let room = buffer.len().saturating_sub(1);
         let (text, nul) = buffer.split_at_mut(room);
         // Whatever did not fit counts as written, so device-mapper sees a full buffer and calls
@@ -460,13 +456,15 @@ impl<T: Target> Adapter<T> {
             let mut devices = instance.devices.iter();
             devices.any(|open| open.as_ptr() == device.as_ptr())
         };
-        instance.inner.iterate_devices(len, &mut |device, start, len| {
-            if !ours(device) {
-                return 0;
-            }
-            // SAFETY: The device belongs to this target, and the callback is meant for it.
-            unsafe { f(ti, device.as_ptr(), start, len, data) }
-        })
+        instance
+            .inner
+            .iterate_devices(len, &mut |device, start, len| {
+                if !ours(device) {
+                    return 0;
+                }
+                // SAFETY: The device belongs to this target, and the callback is meant for it.
+                unsafe { f(ti, device.as_ptr(), start, len, data) }
+            })
     }
 
     /// # Safety

@@ -290,16 +290,16 @@ struct Reader {
 struct ReaderState {
     running: usize,
     has_failed: bool,
-    /// What has been read: in which order, and what.
-    pieces: KVec<(usize, Buffer)>,
+    /// What has been read, each in its place.
+    pieces: KVec<Option<Buffer>>,
 }
 
 impl IoDone for Reader {
     fn io_done(this: Arc<Self>, finished: Finished<Self>) {
         let mut state = this.state.lock();
         state.has_failed |= finished.result.is_err();
-        if let Some(buffer) = finished.buffer {
-            let _ = state.pieces.push_within_capacity((finished.tag, buffer));
+        if let Some(place) = state.pieces.get_mut(finished.tag) {
+            *place = finished.buffer;
         }
         state.running = state.running.saturating_sub(1);
         if state.running == 0 {
@@ -320,10 +320,14 @@ impl Reader {
         let area_bytes = layout.chunk_size.bytes();
         let per_area = area_bytes.div_ceil(MAX_BYTES as u64);
         let total = per_area.saturating_mul(count) as usize;
+        let mut pieces = KVec::with_capacity(total, GFP_KERNEL)?;
+        for _ in 0..total {
+            pieces.push(None, GFP_KERNEL)?;
+        }
         let state = ReaderState {
             running: total,
             has_failed: false,
-            pieces: KVec::with_capacity(total, GFP_KERNEL)?,
+            pieces,
         };
         let reader = Arc::pin_init(
             pin_init!(Self {
@@ -356,14 +360,13 @@ impl Reader {
         if state.has_failed {
             return Err(EIO);
         }
-        let mut pieces = core::mem::take(&mut state.pieces);
+        let pieces = core::mem::take(&mut state.pieces);
         drop(state);
-        pieces.sort_unstable_by_key(|(tag, _)| *tag);
         let mut areas = KVec::with_capacity(count as usize, GFP_KERNEL)?;
         for area in pieces.chunks(per_area as usize) {
             let mut bytes = KVVec::from_elem(0u8, area_bytes as usize, GFP_KERNEL)?;
-            for (part, (_, buffer)) in bytes.chunks_mut(MAX_BYTES).zip(area) {
-                buffer.read(0, part)?;
+            for (part, buffer) in bytes.chunks_mut(MAX_BYTES).zip(area) {
+                buffer.as_ref().ok_or(EIO)?.read(0, part)?;
             }
             areas.push(bytes, GFP_KERNEL)?;
         }

@@ -133,7 +133,10 @@ impl Persistent {
         if state.ready.capacity() < needed {
             let missing = needed.saturating_sub(state.ready.len());
             let flags = GFP_NOWAIT | kernel::alloc::flags::__GFP_NOWARN;
-            state.ready.reserve(missing, flags).map_err(|_| NoChunk::NoMemory)?;
+            state
+                .ready
+                .reserve(missing, flags)
+                .map_err(|_| NoChunk::NoMemory)?;
         }
         let run = state.allocator.alloc(want).ok_or(NoChunk::Full)?;
         state.outstanding = needed;

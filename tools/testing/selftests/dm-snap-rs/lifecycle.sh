@@ -85,8 +85,12 @@ test_feature_arguments() {
 	devices
 	for features in "discard_zeroes_cow" "discard_zeroes_cow discard_passdown_origin"; do
 		new_cow "$cow"
+		log_mark features
 		# shellcheck disable=SC2086
-		snap_create snap "$dev" "$cow" P 32 $features
+		if ! snap_create snap "$dev" "$cow" P 32 $features; then
+			log_has features "'discard_zeroes_cow' is not supported" || fail "refused without a reason"
+			skip "the features for discards are not supported yet"
+		fi
 		matches "$(table snap)" " P 32 [12] $features\$" "the table"
 		dm_remove snap
 	done
@@ -115,27 +119,25 @@ test_status_figures() {
 # script_of_statuses - a script of actions; prints the status after each.
 script_of_statuses() {
 	local store chunk
-	for store in P PO N; do
-		for chunk in 8 128; do
-			new_cow "$cow"
-			origin_create origin "$dev"
-			snap_add origin snap "$dev" "$cow" "$store" "$chunk"
-			echo "$store $chunk new: $(status snap)"
-			write_chunk origin 100
-			echo "$store $chunk written: $(status snap)"
-			dd if=/dev/urandom of="$(path snap)" bs=512 count=3 seek=70 oflag=direct status=none
-			echo "$store $chunk snap written: $(status snap)"
-			dm_suspend snap
-			echo "$store $chunk suspended: $(status snap)"
-			dm_resume snap
-			dd if=/dev/urandom of="$(path origin)" bs=1M count=6 oflag=direct status=none
-			echo "$store $chunk much written: $(status snap)"
-			dm_remove snap
-			snap_add origin snap "$dev" "$cow" "$store" "$chunk"
-			echo "$store $chunk reopened: $(status snap)"
-			dm_remove snap origin
-		done
-	done
+	while read -r store chunk; do
+		new_cow "$cow"
+		origin_create origin "$dev"
+		snap_add origin snap "$dev" "$cow" "$store" "$chunk"
+		echo "$store $chunk new: $(status snap)"
+		write_chunk origin 100
+		echo "$store $chunk written: $(status snap)"
+		dd if=/dev/urandom of="$(path snap)" bs=512 count=3 seek=70 oflag=direct status=none
+		echo "$store $chunk snap written: $(status snap)"
+		dm_suspend snap
+		echo "$store $chunk suspended: $(status snap)"
+		dm_resume snap
+		dd if=/dev/urandom of="$(path origin)" bs=1M count=6 oflag=direct status=none
+		echo "$store $chunk much written: $(status snap)"
+		dm_remove snap
+		snap_add origin snap "$dev" "$cow" "$store" "$chunk"
+		echo "$store $chunk reopened: $(status snap)"
+		dm_remove snap origin
+	done <<<$'P 8\nPO 128\nN 8'
 }
 
 test_status_texts_as_of_the_c_target() {

@@ -411,6 +411,40 @@ fn numbers_out_of_range_are_refused() {
     assert_eq!(table.lookup(Chunk(1)), Lookup::Hole { len: u64::MAX });
 }
 
+/// A full leaf gives its first entries to the one before, but for the case in which the new
+/// one would go there as well and be too far away.
+#[test]
+fn sharing_keeps_within_reach() {
+    let mut table = Table::new();
+    let mut spare = Spare::new();
+    let mut insert = |table: &mut Table, old: u64| {
+        let done = with_memory(
+            &mut spare,
+            Fail::Never,
+            |spare| table.insert(Chunk(old), Chunk(7), 1, spare),
+            || {},
+        );
+        assert_eq!(done, Ok(()));
+        table.assert_shape();
+    };
+    let far = 1 << 32;
+    let first = (0..85).map(|i| 2 * i);
+    let second = (0..20).map(|i| 1000 + 2 * i);
+    let third = (0..65).map(|i| far + 10 + 2 * i);
+    for old in first.chain(second).chain(third) {
+        insert(&mut table, old);
+    }
+    table.remove(Chunk(2), 80, &mut Spare::new()).unwrap();
+    insert(&mut table, far + 5);
+    let mapped = Lookup::Mapped {
+        new: Chunk(7),
+        len: 1,
+    };
+    assert_eq!(table.lookup(Chunk(far + 5)), mapped);
+    assert_eq!(table.lookup(Chunk(1038)), mapped);
+    assert_eq!(table.lookup(Chunk(1039)), Lookup::Hole { len: far - 1034 });
+}
+
 /// The shards of a snapshot, as the module deals them out: spans of 256 chunks in turn.
 struct Shards {
     tables: Vec<Table>,

@@ -16,12 +16,12 @@ use proptest::test_runner::{Config, RngSeed};
 /// How hard a property is tried; `part` divides the number of cases for slow ones.
 pub(crate) fn config(part: u32) -> Config {
     let all = if cfg!(miri) {
-        8
+        2
     } else {
         Config::default().cases
     };
     Config {
-        cases: (all / part).max(4),
+        cases: (all / part).max(2),
         failure_persistence: None,
         // The same cases every time, unless the caller asks for others.
         rng_seed: match std::env::var("PROPTEST_RNG_SEED") {
