@@ -143,12 +143,8 @@ impl IoDone for Live {
 }
 
 impl Live {
-    /// A record is to be written; its data is on the COW device. Context: any.
-    pub(crate) fn add_record(self: &Arc<Self>, saved: Saved, is_urgent: bool) {
-        let Some(store) = self.persistent() else {
-            return;
-        };
-        let waiting = store.add(saved);
+    /// A record was added to the store, so that `waiting` of them wait now. Context: any.
+    pub(crate) fn record_added(self: &Arc<Self>, waiting: u64, is_urgent: bool) {
         if is_urgent || waiting >= MAX_DELAYED || self.health() == Health::Invalid {
             self.commit_now();
         } else {

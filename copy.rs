@@ -265,8 +265,7 @@ impl Copy {
         let is_whole = is_last && piece.start <= self.range.start;
         drop(state);
         if is_whole {
-            // The data is in memory: from here on, transient stores do without the origin.
-            self.advance(Phase::Filling, |live| live.persistent().is_none());
+            self.in_memory();
         }
         let Ok(buffer) = Arc::new(buffer, GFP_KERNEL) else {
             self.state.lock().failed = u64::MAX;
@@ -333,16 +332,16 @@ impl Copy {
         }
     }
 
-    /// All destinations for which `which` holds have come as far as `phase`.
-    fn advance(&self, phase: Phase, which: impl Fn(&Live) -> bool) {
+    /// The data is in memory: from here on, transient stores do without the origin.
+    fn in_memory(&self) {
         let mut woken = BioList::new();
         for destination in &self.destinations {
-            if !which(&destination.live) {
+            let saved = &destination.saved;
+            if destination.live.persistent().is_some() {
                 continue;
             }
-            let saved = &destination.saved;
             if let Some(mut slot) = self.origin.slot(saved.slot) {
-                let range = slot.flight.advance(saved.item, phase);
+                let range = slot.flight.advance(saved.item, Phase::Filling);
                 slot.wake(range, &mut woken);
             }
         }
@@ -354,9 +353,6 @@ impl Copy {
         let state = self.state.lock();
         let (has_read_failed, failed) = (state.has_read_failed, state.failed);
         drop(state);
-        if !has_read_failed && failed == 0 {
-            self.advance(Phase::Volatile, |live| live.persistent().is_some());
-        }
         for (index, destination) in self.destinations.iter().enumerate() {
             let (live, saved) = (&destination.live, destination.saved);
             if has_read_failed {

@@ -12,7 +12,7 @@ use crate::{
     commit::Commit,
     dm::{Bio, BioList, Client, Device, Handle, Queued, WorkQueue},
     dm_err,
-    pending::{ItemId, Kind, SnapId},
+    pending::{ItemId, Kind, Phase, SnapId},
     registry::Origin,
     slot::{Io, Saved},
     snapshot,
@@ -438,13 +438,23 @@ impl Live {
     }
 
     /// The data of an exception is on the COW device. For a transient store that is all; a
-    /// persistent one writes a record, now or in a while. Context: any.
+    /// persistent one writes a record: now if that is urgent or an origin write waits for it,
+    /// else in a while. Context: any.
     pub(crate) fn saved(self: &Arc<Self>, saved: Saved, is_urgent: bool) {
-        if self.persistent().is_some() {
-            self.add_record(saved, is_urgent);
-        } else {
-            self.end_exception(saved.slot, saved.item);
-        }
+        let Some(store) = self.persistent() else {
+            return self.end_exception(saved.slot, saved.item);
+        };
+        let Some(mut slot) = self.origin.slot(saved.slot) else {
+            return;
+        };
+        let range = slot.flight.advance(saved.item, Phase::Volatile);
+        let is_urgent = is_urgent || slot.has_origin_waiting(range);
+        // Under the lock of the slot: an origin write that meets a volatile exception there has
+        // it committed, and then the record must be there.
+        let waiting = store.add(saved);
+        slot.wake_snapshots(range);
+        drop(slot);
+        self.record_added(waiting, is_urgent);
     }
 
     /// The data of an exception is not on the COW device, and never will be. Context: any.

@@ -377,19 +377,22 @@ impl Origin {
         self.members.lock().retain(|member| member.id != id);
     }
 
-    /// Sleeps until all writes that came to an origin target before have ended.
-    pub(crate) fn drain_members(&self) -> Result {
-        let mut handles = KVec::new();
+    /// Makes a snapshot that has joined the slots active. Answers the origin targets that may
+    /// have bios which were mapped before that.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`. May sleep.
+    pub(crate) fn activate(&self, live: &Live) -> Result<KVec<Handle>> {
         let members = self.members.lock();
+        let mut handles = KVec::with_capacity(members.len(), GFP_KERNEL)?;
         for member in members.iter() {
             handles.push(member.handle.clone(), GFP_KERNEL)?;
         }
-        // A device that is being suspended may wait for the lock of the members.
-        drop(members);
-        for handle in &handles {
-            handle.drain();
-        }
-        Ok(())
+        // This one store is the moment that is frozen: every write that is mapped after it saves
+        // the old data first.
+        live.set_active(true);
+        Ok(handles)
     }
 
     /// A snapshot joins the slots, each with its part of the exceptions. It is not active yet.
@@ -406,10 +409,7 @@ impl Origin {
         span_shift: u32,
     ) -> Result {
         let result = self.try_add_shards(live, tables, span_shift);
-        if result.is_err() {
-            self.remove_shards(live.id);
-        }
-        result
+        result.inspect_err(|_| self.remove_shards(live.id))
     }
 
     fn try_add_shards(&self, live: &Arc<Live>, tables: KVec<Table>, span_shift: u32) -> Result {

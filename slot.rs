@@ -370,15 +370,23 @@ impl Slot {
     /// to go now, and puts those of the snapshots where they are tried again.
     pub(crate) fn wake(&mut self, range: Sectors, origin: &mut BioList<Io>) {
         let all = core::mem::take(&mut self.is_starved);
-        let wanted = |bio: &Bio<Io>| all || bio.sectors().overlaps(&range);
+        let range = if all { Sectors::ALL } else { range };
         if !self.waiting.is_empty() {
+            let wanted = |bio: &Bio<Io>| bio.sectors().overlaps(&range);
             self.waiting.move_if(origin, wanted);
         }
+        self.wake_snapshots(range);
+    }
+
+    /// Something has come further that the origin's bios still have to wait for: puts those of
+    /// the snapshots where they are tried again.
+    pub(crate) fn wake_snapshots(&mut self, range: Sectors) {
         for shard in &mut self.shards {
             if shard.waiting.is_empty() {
                 continue;
             }
             let mut ready = BioList::new();
+            let wanted = |bio: &Bio<Io>| bio.sectors().overlaps(&range);
             shard.waiting.move_if(&mut ready, wanted);
             shard.live.retry(ready);
         }

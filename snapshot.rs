@@ -12,15 +12,15 @@
 use crate::{
     copy::Prepared,
     dm::{
-        Args, Bio, BioList, Device, EndIo, Hints, Incoming, Mapped, NoIo, Op, Setup, StatusKind,
+        Args, Bio, Device, EndIo, Handle, Hints, Incoming, Mapped, NoIo, Op, Setup, StatusKind,
         Target,
     },
     dm_err,
     exception::{Spare, Table},
     live::{Devices, Failure, Health, Live, NewLive, Owner},
-    pending::{Kind, Phase, Way},
+    pending::{Kind, Way},
     registry::{Origin, OriginRef, Registry, SLOTS},
-    slot::{Io, Need, Route, Saved, Slot, Started, Stop},
+    slot::{Io, Need, Route, Slot, Started, Stop},
     store::{format::Layout, load, transient::Transient, Store},
     table::{self, ArgError, SnapshotArgs, Status, StoreType, TableLine},
     units::{Chunks, Sector, Sectors, SECTOR_SIZE},
@@ -33,11 +33,20 @@ pub(crate) struct SnapshotTarget {
     live: Arc<Live>,
     origin: OriginRef,
     devices: Devices,
-    handle: crate::dm::Handle,
+    handle: Handle,
     store_type: StoreType,
     features: table::Features,
-    /// What was read from the COW device, until the snapshot joins the origin.
-    loaded: Pin<KBox<Mutex<Option<Dealt>>>>,
+    loaded: Pin<KBox<Mutex<Loaded>>>,
+}
+
+/// What has become of the exceptions that were read from the COW device.
+enum Loaded {
+    /// The snapshot has still to join its origin.
+    Waiting(Dealt),
+    /// It could not join.
+    Lost,
+    /// It has joined, or an earlier table has done that.
+    Joined,
 }
 
 /// Exceptions, dealt out to the slots.
@@ -67,6 +76,7 @@ impl Target for SnapshotTarget {
         let origin = registry.origin(&devices.origin)?;
         let cow_number = devices.cow.number();
 
+        let handle = setup.handle();
         let mut snapshots = origin.snapshots.lock();
         let known = snapshots.iter().find(|s| s.cow_number == cow_number);
         let (live, dealt) = match known {
@@ -82,26 +92,34 @@ impl Target for SnapshotTarget {
                 let (live, dealt) = made.inspect_err(|_| {
                     setup.set_error(c"The COW device cannot be used");
                 })?;
-                snapshots.push(live.clone(), GFP_KERNEL)?;
                 (live, Some(dealt))
             }
         };
+        let is_new = dealt.is_some();
+        let loaded = match dealt {
+            Some(dealt) => Loaded::Waiting(dealt),
+            None => Loaded::Joined,
+        };
+        let loaded = KBox::pin_init(new_mutex!(loaded, "SnapshotTarget::loaded"), GFP_KERNEL)?;
+        if is_new {
+            snapshots.push(live.clone(), GFP_KERNEL)?;
+        }
         drop(snapshots);
-        // The first table answers for the snapshot from the start; a later one takes it over
-        // when it is resumed.
-        let id = registry.new_target_id();
-        let handle = setup.handle();
+        // From here on nothing fails. The first table answers for the snapshot from the start;
+        // a later one takes it over when it is resumed.
         let target = Self {
-            id,
+            id: registry.new_target_id(),
             live,
             origin,
             devices,
             handle,
             store_type: args.store,
             features: args.features,
-            loaded: KBox::pin_init(new_mutex!(dealt, "SnapshotTarget::loaded"), GFP_KERNEL)?,
+            loaded,
         };
-        target.own_if_free();
+        if is_new {
+            target.own();
+        }
         setup.want_flushes();
         Ok(target)
     }
@@ -119,14 +137,13 @@ impl Target for SnapshotTarget {
         self.join()
     }
 
+    fn resume(&self) {
+        self.set_running(true);
+    }
+
     fn postsuspend(&self) {
         self.live.commit_and_wait();
-        let mut owner = self.live.owner.lock();
-        if let Some(owner) = &mut *owner {
-            if owner.id == self.id {
-                owner.is_running = false;
-            }
-        }
+        self.set_running(false);
     }
 
     fn status(&self, kind: StatusKind, mut out: &mut dyn fmt::Write) -> fmt::Result {
@@ -282,12 +299,17 @@ fn activate(
 }
 
 impl SnapshotTarget {
-    /// This target answers for the snapshot, if no other does.
-    fn own_if_free(&self) {
-        let mut owner = self.live.owner.lock();
-        if owner.is_none() {
-            *owner = Some(self.as_owner());
-            self.live.set_devices(Some(self.devices.clone()));
+    /// This target answers for the snapshot from now on.
+    fn own(&self) {
+        *self.live.owner.lock() = Some(self.as_owner());
+        self.live.set_devices(Some(self.devices.clone()));
+    }
+
+    fn set_running(&self, is_running: bool) {
+        if let Some(owner) = &mut *self.live.owner.lock() {
+            if owner.id == self.id {
+                owner.is_running = is_running;
+            }
         }
     }
 
@@ -303,7 +325,7 @@ impl SnapshotTarget {
     fn take_over(&self) -> Result {
         let mut owner = self.live.owner.lock();
         match &mut *owner {
-            Some(owner) if owner.id == self.id => owner.is_running = true,
+            Some(owner) if owner.id == self.id => {}
             Some(owner) if owner.is_running => {
                 dm_err!(
                     "the snapshot on COW device {} is in use: suspend its device first",
@@ -313,7 +335,6 @@ impl SnapshotTarget {
             }
             Some(other) => {
                 *other = self.as_owner();
-                other.is_running = true;
                 self.live.set_devices(Some(self.devices.clone()));
             }
             None => {
@@ -332,14 +353,24 @@ impl SnapshotTarget {
     /// on it shows what the origin holds now.
     fn join(&self) -> Result {
         let snapshots = self.origin.snapshots.lock();
-        let Some(dealt) = self.loaded.lock().take() else {
-            return Ok(());
+        let mut loaded = self.loaded.lock();
+        let dealt = match core::mem::replace(&mut *loaded, Loaded::Lost) {
+            Loaded::Waiting(dealt) => dealt,
+            Loaded::Joined => {
+                *loaded = Loaded::Joined;
+                return Ok(());
+            }
+            Loaded::Lost => {
+                dm_err!(
+                    "the snapshot on COW device {} could not join its origin before: load the \
+                     table again",
+                    self.devices.cow
+                );
+                return Err(EINVAL);
+            }
         };
-        let span_shift = self.origin.span_shift_for(self.live.chunk_size);
-        let joined = deal(dealt, span_shift, &self.live)
-            .and_then(|tables| self.origin.add_shards(&self.live, tables, span_shift));
-        if let Err(e) = joined {
-            let why = match e {
+        let members = self.try_join(dealt).inspect_err(|e| {
+            let why = match *e {
                 EBUSY => "its chunks are larger than the spans that are in use",
                 _ => "there is no memory",
             };
@@ -348,14 +379,26 @@ impl SnapshotTarget {
                 self.devices.cow,
                 why
             );
-            return Err(e);
-        }
-        // All slots know the snapshot. This one store is the moment that is frozen: every write
-        // that is mapped after it saves the old data first.
-        self.live.set_active(true);
+        })?;
+        *loaded = Loaded::Joined;
+        drop(loaded);
         drop(snapshots);
-        // Writes that were mapped before are part of the image, once they have ended.
-        self.origin.drain_members()
+        // Writes that were mapped before are part of the image, once they have ended. No lock
+        // may be held here that a bio or another device's suspend waits for.
+        for member in &members {
+            member.drain();
+        }
+        Ok(())
+    }
+
+    /// Puts the exceptions into the slots and makes the snapshot active. Answers the origin
+    /// targets, whose bios have to be waited for.
+    fn try_join(&self, dealt: Dealt) -> Result<KVec<Handle>> {
+        let span_shift = self.origin.span_shift_for(self.live.chunk_size);
+        let tables = deal(dealt, span_shift, &self.live)?;
+        self.origin.add_shards(&self.live, tables, span_shift)?;
+        let members = self.origin.activate(&self.live);
+        members.inspect_err(|_| self.origin.remove_shards(self.live.id))
     }
 }
 
@@ -700,7 +743,8 @@ fn end_io(live: &Arc<Live>, mut bio: Bio<Io>, result: Result) -> EndIo<Io> {
             live.origin.end_item(slot, item);
             return EndIo::Done(bio);
         }
-        Io::Written(saved) if result.is_ok() => written(live, saved),
+        // The record may wait, unless an origin write waits for it already.
+        Io::Written(saved) if result.is_ok() => live.saved(saved, false),
         Io::Written(saved) => {
             live.not_saved(saved.slot, saved.item, Failure::WriteCow);
             return EndIo::Done(bio);
@@ -711,20 +755,4 @@ fn end_io(live: &Arc<Live>, mut bio: Bio<Io>, result: Result) -> EndIo<Io> {
         return EndIo::Held(live.hold_durable(bio));
     }
     EndIo::Done(bio)
-}
-
-/// The snapshot has written whole chunks. Their record may wait, unless an origin write waits for
-/// it already.
-fn written(live: &Arc<Live>, saved: Saved) {
-    let mut is_urgent = false;
-    if live.persistent().is_some() {
-        let mut woken = BioList::new();
-        if let Some(mut slot) = live.origin.slot(saved.slot) {
-            let range = slot.flight.advance(saved.item, Phase::Volatile);
-            is_urgent = slot.has_origin_waiting(range);
-            slot.wake(range, &mut woken);
-        }
-        live.origin.retry(woken);
-    }
-    live.saved(saved, is_urgent);
 }

@@ -42,6 +42,12 @@ pub(crate) struct Sectors {
 }
 
 impl Sectors {
+    /// All sectors that there can be.
+    pub(crate) const ALL: Self = Self {
+        start: 0,
+        end: u64::MAX,
+    };
+
     /// The range of `len` sectors from `start`.
     pub(crate) fn new(start: Sector, len: u64) -> Self {
         Self {

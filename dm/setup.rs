@@ -44,6 +44,7 @@ pub(crate) struct Setup<'a> {
     target: &'a mut sys::dm_target,
     devices: KVec<OpenDevice>,
     handle: Handle,
+    has_error: bool,
 }
 
 impl<'a> Setup<'a> {
@@ -58,6 +59,7 @@ impl<'a> Setup<'a> {
             devices: KVec::new(),
             // SAFETY: The caller vouches for it.
             handle: unsafe { Handle::new(raw)? },
+            has_error: false,
         })
     }
 
@@ -105,9 +107,12 @@ impl<'a> Setup<'a> {
         Ok(device)
     }
 
-    /// Says in short why the constructor fails: for the line that device-mapper itself logs.
+    /// Says in short why the constructor fails: for the line that device-mapper itself logs. What
+    /// is said first counts, since it is the most precise.
     pub(crate) fn set_error(&mut self, why: &'static CStr) {
-        self.target.error = why.as_char_ptr().cast_mut();
+        if !core::mem::replace(&mut self.has_error, true) {
+            self.target.error = why.as_char_ptr().cast_mut();
+        }
     }
 
     /// Asks for flushes, even where no device beneath has a cache to be flushed.

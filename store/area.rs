@@ -28,7 +28,7 @@
 #![deny(unsafe_code)]
 
 use super::format::{BadRecord, Layout, Record, RecordError, RECORD_BYTES};
-use crate::exception::MAX_ENTRY;
+use crate::exception::{MAX_ENTRY, MAX_NEW};
 use crate::units::{Chunk, Chunks};
 use core::ops::Range;
 use kernel::prelude::*;
@@ -106,6 +106,8 @@ impl Allocator {
             }
             None => total_chunks,
         };
+        // The exception table names no chunks beyond that.
+        self.end = self.end.min(MAX_NEW);
         // If it shrank, what it has no more is not handed out.
         let end = self.end;
         self.holes.retain(|hole| hole.end <= end);
@@ -272,7 +274,8 @@ impl Usage {
         let index = usize::try_from(chunk.0 / 64)?;
         let needed = index.checked_add(1).ok_or(ENOMEM)?;
         if let Some(more) = needed.checked_sub(self.words.len()).filter(|n| *n != 0) {
-            self.words.extend_with(more, 0, GFP_KERNEL)?;
+            // A damaged record on a huge device must not be reported as a kernel bug.
+            self.words.extend_with(more, 0, GFP_KERNEL | __GFP_NOWARN)?;
         }
         let word = self.words.get_mut(index).ok_or(EINVAL)?;
         let bit = 1u64 << (chunk.0 % 64);
@@ -320,7 +323,7 @@ impl Usage {
                     continue;
                 }
                 let hole = allocator.data_run(from, free_to);
-                allocator.holes.push(hole, GFP_KERNEL)?;
+                allocator.holes.push(hole, GFP_KERNEL | __GFP_NOWARN)?;
                 allocator.in_holes = allocator.in_holes.saturating_add(hole.len());
                 from = hole.end;
             }

@@ -19,15 +19,14 @@ make_image() {
 		-m 0 -N "$4" -d "$1" "$2" "$3"
 }
 
-# root_tree OUT - a Debian 13 tree as a tar stream in OUT/root.tar. mmdebstrap
+# debian_tar VARIANT INCLUDE OUT - a Debian 13 tree as the tar file OUT. mmdebstrap
 # needs no rights for it, where user namespaces may be made.
-root_tree() {
-	local include mirror
-	include=$(sed -E 's/#.*//; /^$/d' "$vm_dir/packages" | paste -sd,)
+debian_tar() {
+	local mirror
 	mirror=$(debian_mirror)
 	# nbdkit's Python plugin asks for a large library that it uses only for one
 	# remote service: it's left out, with all that only a person reads.
-	mmdebstrap --variant=essential --format=tar \
+	mmdebstrap --variant="$1" --format=tar \
 		--keyring=/usr/share/keyrings/debian-archive-keyring.gpg \
 		--aptopt='Acquire::Languages "none"' \
 		--aptopt='APT::Install-Recommends "false"' \
@@ -36,7 +35,7 @@ root_tree() {
 		--dpkgopt='path-exclude=/usr/share/man/*' \
 		--dpkgopt='path-exclude=/usr/share/locale/*' \
 		--dpkgopt='path-exclude=/usr/lib/python3/dist-packages/botocore/data/*' \
-		--include="$include" trixie "$1/root.tar" "$mirror"
+		--include="$2" trixie "$3" "$mirror"
 }
 
 # root_image_from_tar OUT - OUT/root.tar becomes OUT/root.ext4.
@@ -68,14 +67,16 @@ as_owner() {
 }
 
 make_root_image() {
-	local out=$DM_CACHE/vm/root
+	local out=$DM_CACHE/vm/root include
 	is_fresh "$out" "$1" && return 0
 	need_packages mmdebstrap debian-archive-keyring e2fsprogs
 	((EUID == 0)) || need_packages uidmap fakeroot
+	include=$(sed -E 's/#.*//; /^$/d' "$vm_dir/packages" | paste -sd,)
 	rm -rf "$out.part"
 	mkdir -p "$out.part"
 	run_logged "$DM_CACHE/log/vm-root-tree.log" \
-		"fetching Debian 13 for the guest (1 to 3 minutes)" root_tree "$out.part"
+		"fetching Debian 13 for the guest (1 to 3 minutes)" \
+		debian_tar essential "$include" "$out.part/root.tar"
 	run_logged "$DM_CACHE/log/vm-root-image.log" \
 		"making the guest's root image (half a minute)" as_owner root_image_from_tar "$out.part"
 	mark_fresh "$out.part" "$1"
@@ -134,7 +135,7 @@ make_kernel_images() {
 images_prepare() {
 	local root_recipe kernel_recipe
 	root_recipe=$(recipe "$vm_dir/packages" \
-		"$(declare -f make_image root_tree root_image_from_tar)")
+		"$(declare -f make_image debian_tar root_image_from_tar)")
 	is_fresh "$DM_CACHE/vm/root" "$root_recipe" ||
 		with_lock vm-root make_root_image "$root_recipe"
 	kernel_recipe=$(recipe "$root_recipe" "$vm_dir/initramfs-init" "$vm_dir/guest-init" \

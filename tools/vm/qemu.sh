@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash disable=SC2034
 #
-# The machine: an x86-64 QEMU with virtio devices.
+# The machine: an x86-64 QEMU with virtio devices. It's always Debian 13's QEMU,
+# unpacked in $DM_CACHE/vm/qemu and run by its own dynamic linker, so that nothing
+# is installed on the host and all hosts have the same one. It also has to be a new
+# one: before 8.1 a processor could go on with old code after another one had
+# patched it, and on a busy host kernels died at boot of an Oops in int3.
 
 # Reports of a lockup or a stall must mean one. An emulated guest on a busy host
 # stands still for seconds, hence the long limits.
@@ -9,9 +13,35 @@ vm_cmdline="console=ttyS0 quiet panic=-1 oops=panic watchdog_thresh=30 rcupdate.
 # Nobody attacks this guest, and the defences make emulation slower.
 vm_cmdline+=" mitigations=off no_timer_check tsc=reliable"
 
+make_qemu() {
+	local out=$DM_CACHE/vm/qemu
+	is_fresh "$out" "$1" && return 0
+	need_packages mmdebstrap debian-archive-keyring
+	((EUID == 0)) || need_packages uidmap
+	rm -rf "$out.part"
+	mkdir -p "$out.part"
+	run_logged "$DM_CACHE/log/vm-qemu.log" "fetching Debian 13's QEMU (half a minute)" \
+		debian_tar extract qemu-system-x86 "$out.part/tar"
+	tar -x -f "$out.part/tar" -C "$out.part" --no-same-owner --exclude='./dev/*'
+	rm "$out.part/tar"
+	mark_fresh "$out.part" "$1"
+	rm -rf "$out"
+	mv "$out.part" "$out"
+}
+
+# qemu_prepare - makes QEMU, where it's missing.
+qemu_prepare() {
+	local recipe
+	recipe=$(recipe "$(declare -f make_qemu debian_tar)")
+	is_fresh "$DM_CACHE/vm/qemu" "$recipe" || with_lock vm-qemu make_qemu "$recipe"
+}
+
 # qemu_base - sets QEMU to the command line that every guest shares.
 qemu_base() {
-	QEMU=(qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none -nic none
+	local usr=$DM_CACHE/vm/qemu/usr
+	QEMU=("$usr/lib64/ld-linux-x86-64.so.2" --library-path "$usr/lib/x86_64-linux-gnu"
+		"$usr/bin/qemu-system-x86_64" -L "$usr/share/qemu" -L "$usr/share/seabios"
+		-nodefaults -no-user-config -no-reboot -display none -nic none
 		-machine pc -kernel "$VM_VMLINUZ" -initrd "$VM_INITRD")
 }
 

@@ -146,10 +146,14 @@ stall() {
 	fail "stall $*: no answer"
 }
 
-# show_log - puts what the devices saw since $mark into the test's log.
+# show_log - puts what the devices saw since $mark into the test's log: the begin,
+# which says what happened, and the end.
 show_log() {
 	stall log "$mark"
-	say "$ANSWER"
+	say "$ANSWER" | awk '
+		NR <= 30 { print; next }
+		{ last[NR % 15] = $0 }
+		END { for (i = NR - 14; i <= NR; i++) if (i > 30) print last[i % 15] }'
 }
 
 # session - opens the session, with all devices in their first state.  When the

@@ -2,6 +2,7 @@
 
 //! The store's decisions: free chunks against a set, records against a disk that crashes.
 
+use crate::exception::{MAX_ENTRY, MAX_NEW};
 use crate::store::area::{
     Allocator, Cursor, Piece, PlanError, Refused, Scan, ScanError, Usage, Zeroing,
 };
@@ -234,6 +235,20 @@ fn the_size_of_the_device_limits_what_is_handed_out() {
     allocator.give_back(Chunks { start: 20, end: 30 });
     allocator.set_total(25);
     assert_eq!(allocator.alloc(10), None);
+}
+
+#[test]
+fn the_exception_table_limits_what_is_handed_out() {
+    let mut allocator = Allocator::transient(u64::MAX);
+    let run = allocator.alloc(u64::MAX);
+    assert_eq!(
+        run,
+        Some(Chunks {
+            start: 0,
+            end: MAX_ENTRY
+        })
+    );
+    assert_eq!(allocator.free_chunks(), MAX_NEW - MAX_ENTRY);
 }
 
 #[test]
