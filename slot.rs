@@ -177,10 +177,11 @@ impl Slot {
     }
 
     /// Whether a write of these sectors of the origin may go (rule R1).
+    ///
+    /// What is not saved is saved at once, even if something else holds the write back: then the
+    /// copy is done when that ends, and snapshot reads that come meanwhile go to the COW device
+    /// instead of holding the write back still longer.
     pub(crate) fn judge(&self, range: Sectors) -> Verdict {
-        if !self.flight.origin_may_write(range) {
-            return Verdict::Wait;
-        }
         let mut need = Need::default();
         for shard in &self.shards {
             match shard.live.guards() {
@@ -199,10 +200,12 @@ impl Slot {
                 need.runs = need.runs.saturating_add(1);
             }
         }
-        if need.runs == 0 {
+        if need.runs != 0 {
+            Verdict::Save(need)
+        } else if self.flight.origin_may_write(range) {
             Verdict::Go
         } else {
-            Verdict::Save(need)
+            Verdict::Wait
         }
     }
 

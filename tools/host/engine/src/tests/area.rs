@@ -238,6 +238,34 @@ fn the_size_of_the_device_limits_what_is_handed_out() {
 }
 
 #[test]
+fn the_longest_hole_goes_first() {
+    let layout = layout(1, 30);
+    // Free: 4..7, 10, 15..17, 20..25, and nothing behind.
+    let free = [4, 5, 6, 10, 15, 16, 20, 21, 22, 23, 24];
+    let used = (2..30).filter(|c| !free.contains(c)).collect();
+    let mut model = Model::new(Some(layout), 30, &used);
+    let chunks = |start, end| Some(Chunks { start, end });
+    assert_eq!(model.alloc(3), chunks(4, 7));
+    assert_eq!(model.alloc(4), chunks(20, 24));
+    // The rest of it before another.
+    assert_eq!(model.alloc(6), chunks(24, 25));
+    assert_eq!(model.alloc(6), chunks(15, 17));
+    assert_eq!(model.alloc(6), chunks(10, 11));
+    assert_eq!(model.alloc(6), None);
+}
+
+#[test]
+fn what_was_handed_out_last_comes_back_over_an_area() {
+    let mut allocator = Allocator::fresh(&layout(1, 100));
+    let run = allocator.alloc(32).unwrap();
+    assert_eq!((run.end, allocator.next_free()), (34, Chunk(35)));
+    assert!(allocator.give_back(Chunks { start: 30, end: 34 }));
+    assert_eq!(allocator.next_free(), Chunk(30));
+    assert_eq!(allocator.alloc(100), Some(Chunks { start: 30, end: 34 }));
+    assert_eq!(allocator.alloc(1), Some(Chunks { start: 35, end: 36 }));
+}
+
+#[test]
 fn the_exception_table_limits_what_is_handed_out() {
     let mut allocator = Allocator::transient(u64::MAX);
     let run = allocator.alloc(u64::MAX);
@@ -709,9 +737,13 @@ fn zeroing_keeps_ahead() {
     let mut cursor = Cursor::fresh(&layout);
     let mut zeroed = Vec::new();
     while let Some(zeroing) = cursor.wants_zeroing() {
-        zeroed.push(zeroing.area);
+        zeroed.push(zeroing);
         cursor.zeroed(&zeroing);
     }
+    // What is told twice or late changes nothing.
+    cursor.zeroed(&zeroed[0]);
+    assert_eq!(cursor.wants_zeroing(), None);
+    let zeroed: Vec<u64> = zeroed.iter().map(|z| z.area).collect();
     // The fourth area is not there.
     assert_eq!(zeroed, [1, 2]);
     let batch = cursor.plan(1000, 512, 1 << 20).unwrap();
