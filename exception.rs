@@ -254,12 +254,14 @@ impl Spare {
     /// # Errors
     ///
     /// [`AllocError`] if there is no memory.
+    #[allow(dead_code)] // For callers that must not fail later.
     pub(crate) fn fill(&mut self, flags: Flags) -> Result<(), AllocError> {
         self.want_leaf = LARGEST;
         self.refill(flags)
     }
 
     /// Whether [`Self::fill`] would have nothing to do.
+    #[allow(dead_code)] // For callers that must not fail later.
     pub(crate) fn is_full(&self) -> bool {
         self.leaf.capacity() >= LARGEST && self.want_top == 0 && self.outgrown.capacity() == 0
     }
@@ -311,12 +313,14 @@ impl Table {
     }
 
     /// The number of chunks mapped.
+    #[allow(dead_code)] // The host tests look at it.
     pub(crate) fn chunks(&self) -> u64 {
         self.chunks
     }
 
     /// The number of entries that hold them: a run of more than [`MAX_ENTRY`] chunks has
     /// several, and so may one that came together from two sides.
+    #[allow(dead_code)] // The host tests look at it.
     pub(crate) fn runs(&self) -> usize {
         self.runs
     }
@@ -517,6 +521,7 @@ impl Table {
     /// # Errors
     ///
     /// `NeedMemory` as for [`Table::insert`].
+    #[allow(dead_code)] // For callers that must not fail later.
     pub(crate) fn reserve(&mut self, inserts: usize, spare: &mut Spare) -> Result<(), InsertError> {
         self.make_room(inserts, spare)
     }
@@ -779,6 +784,7 @@ impl Table {
     /// # Errors
     ///
     /// `NeedMemory` if a run must be cut in two and there is none; the table is unchanged.
+    #[allow(dead_code)] // For the merge target.
     pub(crate) fn remove(
         &mut self,
         old: Chunk,

@@ -231,6 +231,7 @@ impl Allocator {
     }
 
     /// How many chunks are free.
+    #[allow(dead_code)] // The host tests look at it.
     pub(crate) fn free_chunks(&self) -> u64 {
         let behind = self.end.saturating_sub(self.next_free);
         let metadata = match &self.layout {
@@ -646,6 +647,7 @@ impl Scan {
     }
 
     /// How many records there were so far.
+    #[allow(dead_code)] // The host tests look at it.
     pub(crate) fn records(&self) -> u64 {
         self.records
     }

@@ -231,9 +231,14 @@ fn the_size_of_the_device_limits_what_is_handed_out() {
     allocator.set_total(36);
     assert_eq!(allocator.alloc(100), Some(Chunks { start: 35, end: 36 }));
     // It shrinks: nothing beyond the end is handed out again.
-    assert!(!allocator.give_back(Chunks { start: 2, end: 400 }));
-    allocator.give_back(Chunks { start: 20, end: 30 });
+    allocator.reserve().unwrap();
+    assert!(allocator.give_back(Chunks { start: 20, end: 28 }));
+    assert!(allocator.give_back(Chunks { start: 10, end: 13 }));
+    assert_eq!(allocator.free_chunks(), 11);
     allocator.set_total(25);
+    assert_eq!(allocator.free_chunks(), 3);
+    assert!(!allocator.give_back(Chunks { start: 23, end: 26 }));
+    assert_eq!(allocator.alloc(3), Some(Chunks { start: 10, end: 13 }));
     assert_eq!(allocator.alloc(10), None);
 }
 
