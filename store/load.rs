@@ -148,7 +148,7 @@ pub(crate) fn load(
     let store = Persistent::new(*layout, origin_sectors, allocator, cursor, tail);
     let store = KBox::pin_init(store, GFP_KERNEL)?;
     if found.is_valid {
-        zero_ahead(client, cow, &store)?;
+        zero_current(client, cow, &store)?;
     }
     if !found.is_used {
         write_header(client, cow, layout.chunk_size, true)?;
@@ -175,9 +175,13 @@ fn zero_first_area(client: &Client, cow: &Device, layout: &Layout) -> Result {
     zero(client, cow, at, layout.chunk_size.bytes())
 }
 
-/// Zeroes what has to be zero before records are written (rule R5).
-fn zero_ahead(client: &Client, cow: &Device, store: &Persistent) -> Result {
+/// Zeroes what has to be zero before the next record is written (rule R5). Areas ahead are zeroed
+/// when commits begin.
+fn zero_current(client: &Client, cow: &Device, store: &Persistent) -> Result {
     while let Some((zeroing, at, bytes)) = store.wants_zeroing() {
+        if zeroing.area > store.current_area() {
+            break;
+        }
         if let Some(block) = store.kept_of(&zeroing)? {
             // What a crash left behind the last record, in its very block: the records stay.
             let mut buffer = Buffer::new(block.len(), GFP_KERNEL)?;

@@ -274,6 +274,12 @@ impl Persistent {
         Some((zeroing, at, bytes.end.saturating_sub(bytes.start)))
     }
 
+    /// The area in which the next record goes.
+    pub(super) fn current_area(&self) -> u64 {
+        let (area, _) = self.state.lock().cursor.position();
+        area
+    }
+
     /// If what is to be zeroed begins within a block: that block, with the records that stay.
     ///
     /// # Errors

@@ -96,8 +96,9 @@ test_origin_device() {
 }
 
 test_cow_device() {
-	local small ro
+	local small real
 	devices
+	real=$cow
 	bad 'COW device' "$(args "$dev /dev/no-such-device P 16")" "a missing COW device"
 	bad 'COW device' "$(args "$dev 240:4000 P 16")" "a COW device by a wrong number"
 	bad 'COW device.*origin|origin.*COW device|same' "$(args "$dev $dev P 16")" "the same device"
@@ -107,10 +108,12 @@ test_cow_device() {
 	blockdev --setrw "$cow"
 	# Two chunks are the header and one area: there must be place for data too.
 	for small in 8 16 31; do
-		linear_create small "$cow" "$small"
-		bad 'COW device' "$(args "$dev $(path small) P 16")" "a COW device of $small sectors" 2>"$TMP/held"
+		linear_create small "$real" "$small"
+		cow=$(path small)
+		bad 'COW device' "$(args "$dev $cow P 16")" "a COW device of $small sectors"
 		dm_remove small
 	done
+	cow=$real
 	all_right
 }
 

@@ -112,6 +112,34 @@ test_po_by_the_snapshot() {
 	equal "$(digest "$(path snap)" 0 400)" "$sum" "what was saved before"
 }
 
+test_an_event_at_overflow() {
+	# The C target raises one when a snapshot becomes invalid, but none here.
+	local pid
+	devices 1024
+	snap_add origin snap "$dev" "$cow" PO 8
+	dmsetup wait "${PREFIX}snap" &
+	pid=$!
+	refused dd if=/dev/urandom of="$(path snap)" bs=4K count=500 oflag=direct status=none
+	equal "$(status snap)" Overflow "the status"
+	wait_for 10 eval "! kill -0 $pid 2>/dev/null" || fail "no event was raised"
+}
+
+test_holes_are_used_again() {
+	# A crash can leave chunks that no record names below others that are in use.
+	# The C target never uses them again.
+	local sum
+	devices 1024
+	python3 "$LIB_DIR/cow.py" new "$cow" --chunk 8
+	python3 "$LIB_DIR/cow.py" record "$cow" 0 5 127
+	sum=$(digest "$dev" 48)
+	snap_add origin snap "$dev" "$cow" P 8
+	dd if=/dev/urandom of="$(path origin)" bs=4K count=100 seek=10 oflag=direct status=none
+	matches "$(status snap)" '^[0-9]+/1024 ' "the status"
+	equal "$(digest "$(path snap)" 48)" "$sum" "SNAP"
+	dm_remove snap
+	equal "$(python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")")" "101 valid" "the records"
+}
+
 test_invalid_by_the_snapshots_own_write() {
 	local store
 	for store in P N; do

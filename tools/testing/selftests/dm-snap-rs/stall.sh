@@ -207,17 +207,20 @@ not_written() {
 	[[ $ANSWER == *"no begin of such a write" ]] || fail "$ANSWER"
 }
 
-# ended_before NUMBER BLOCK COUNT ID... - fails unless those of the requests that
-# touch these blocks had ended before the event of that number.
+# ended_before ID... - fails when a write reached DEV while one of these reads was
+# out that touches the same sectors.
 ended_before() {
 	stall log "$mark"
-	awk -v at="$1" -v from=$(($2 * 4096)) -v to=$((($2 + $3) * 4096)) -v ids=" ${*:4} " '
-		index(ids, " " $3 " ") == 0 || $6 >= to || $6 + $7 <= from { next }
-		$2 == "begin" { out[$3] }
-		$2 == "end" && $1 < at { delete out[$3] }
-		END { for (id in out) exit 1 }' <<<"$ANSWER" || {
-		say "$ANSWER"
-		fail "the origin write reached DEV before the reads (${*:4}) had ended"
+	awk -v ids=" $* " '
+		$2 == "begin" && index(ids, " " $3 " ") { from[$3] = $6; to[$3] = $6 + $7 }
+		$2 == "end" { delete from[$3] }
+		$2 == "begin" && $4 == "write" && $5 == "dev" {
+			for (id in from)
+				if (from[id] < $6 + $7 && $6 < to[id]) { bad = 1; exit }
+		}
+		END { exit bad }' <<<"$ANSWER" || {
+		show_log
+		fail "the origin write reached DEV before the reads ($*) had ended"
 	}
 }
 
@@ -347,16 +350,16 @@ was_read() {
 # reached DEV and has ended, with nothing else to push it.  Fails when it reached
 # DEV before the end of any of these readers' requests.
 follows() {
-	local job=$1 block=$2 count=$3 at r
+	local job=$1 block=$2 count=$3 r ids=''
 	shift 3
 	seen begin write dev "$block" "$count" || {
 		show_log
 		fail "the $job does not follow"
 	}
-	at=$SEEN
-	for r in "$@"; do
-		# shellcheck disable=SC2086 # many words are wanted
-		ended_before "$at" "$block" "$count" ${HELD[$r]}
-	done
 	finished "$job"
+	for r in "$@"; do
+		ids+="${HELD[$r]} "
+	done
+	# shellcheck disable=SC2086 # many words are wanted
+	ended_before $ids
 }
