@@ -19,7 +19,8 @@ use crate::{
         Bio, BioList, Buffer, Finished, IoDone, NoIo, Queued, Request, Span, WriteFlags, MAX_BYTES,
     },
     live::{Failure, Health, Live},
-    slot::{Io, Saved},
+    pending::Saved,
+    slot::Io,
     store::{
         area::Zeroing,
         persistent::{Next, LANES, LANE_BYTES},

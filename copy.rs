@@ -21,9 +21,9 @@
 use crate::{
     dm::{BioList, Buffer, Device, Finished, IoDone, NoIo, Request, Span, WriteFlags, MAX_BYTES},
     live::{Failure, Live},
-    pending::Phase,
+    pending::{Phase, Saved},
     registry::Origin,
-    slot::{Need, Saved},
+    slot::Need,
     units::{Sector, Sectors, SECTOR_SIZE},
 };
 use kernel::{

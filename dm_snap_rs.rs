@@ -7,7 +7,8 @@
 //! Calls go downwards only, but for what ends: that comes up again by work items and lists.
 //!
 //! ```text
-//! snapshot.rs origin.rs    the targets: where a bio goes, and what has to be begun for it
+//! snapshot.rs origin.rs    the targets: table lines, the way of an origin bio
+//! route.rs                 the way of a snapshot bio
 //! registry.rs              real origins: their slots, snapshots and origin targets
 //! live.rs commit.rs        a live snapshot: its health, its group commit
 //! copy.rs                  the copy engine: one read, many writes
@@ -44,6 +45,7 @@ mod live;
 mod origin;
 mod pending;
 mod registry;
+mod route;
 mod slot;
 mod snapshot;
 mod store;

@@ -12,10 +12,10 @@ use crate::{
     commit::Commit,
     dm::{Bio, BioList, Client, Device, Handle, Queued, WorkQueue},
     dm_err,
-    pending::{ItemId, Kind, Phase, SnapId},
+    pending::{ItemId, Kind, Phase, Saved, SnapId},
     registry::Origin,
-    slot::{Io, Saved},
-    snapshot,
+    route,
+    slot::Io,
     store::{load, persistent::Persistent, Store},
     units::{ChunkSize, Chunks, Sectors},
 };
@@ -173,7 +173,7 @@ impl WorkItem<0> for Live {
             // The lock must not be held while the bio is tried: hence no `while let`.
             let bio = this.ready.lock().pop();
             let Some(bio) = bio else { break };
-            snapshot::retry(&this, bio);
+            route::retry(&this, bio);
         }
     }
 }

@@ -59,7 +59,7 @@ impl Target for OriginTarget {
         let is_write = bio.bio().op() != Op::Read && !bio.bio().is_flush();
         let range = bio.bio().sectors();
         if is_write {
-            let end = self.origin.span_end(Sector(range.start));
+            let end = self.origin.spans().end_of(Sector(range.start));
             bio.accept_until(end);
         }
         let mut bio = bio.into_bio();

@@ -27,7 +27,7 @@
 
 #![deny(unsafe_code)]
 
-use crate::units::Sectors;
+use crate::units::{Chunk, Sectors};
 use kernel::prelude::*;
 
 /// A snapshot, as the flight knows it.
@@ -37,6 +37,21 @@ pub(crate) struct SnapId(pub(crate) u32);
 /// Something in flight, until it is ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct ItemId(u32);
+
+/// An exception whose data is, or soon will be, on the COW device.
+#[derive(Clone, Copy)]
+pub(crate) struct Saved {
+    /// The chunk of the origin.
+    pub(crate) old: Chunk,
+    /// The chunk of the COW device.
+    pub(crate) new: Chunk,
+    /// The number of chunks.
+    pub(crate) len: u64,
+    /// Where it is in flight.
+    pub(crate) slot: u32,
+    /// As what it is in flight there.
+    pub(crate) item: ItemId,
+}
 
 /// How far an exception has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

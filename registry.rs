@@ -15,7 +15,7 @@ use crate::{
     origin,
     pending::{ItemId, SnapId},
     slot::{Io, Shard, Slot},
-    units::{ChunkSize, Sector, Sectors},
+    units::{Sector, SpanSize, SLOTS},
 };
 use core::ops::Deref;
 use kernel::{
@@ -29,12 +29,6 @@ use kernel::{
     },
     workqueue::{impl_has_work, Work, WorkItem},
 };
-
-/// The number of slots of an origin. A power of two.
-pub(crate) const SLOTS: usize = 256;
-
-/// The binary logarithm of the smallest span, in sectors: a mebibyte.
-const MIN_SPAN_SHIFT: u32 = 11;
 
 /// All that the module's targets share.
 #[pin_data]
@@ -220,7 +214,7 @@ impl Origin {
         Arc::pin_init(
             pin_init!(Self {
                 slots,
-                span_shift: Atomic::new(MIN_SPAN_SHIFT),
+                span_shift: Atomic::new(SpanSize::MIN.shift()),
                 ready <- new_spinlock_irq!(BioList::new(), "Origin::ready"),
                 retry_work <- new_work!("Origin::retry_work"),
                 throttled <- new_spinlock_irq!(throttled, "Origin::throttled"),
@@ -239,44 +233,24 @@ impl Origin {
         SnapId(self.next_snap_id.fetch_add(1, Relaxed))
     }
 
-    /// The span size that a snapshot of that chunk size needs, as a binary logarithm.
-    pub(crate) fn span_shift_for(&self, chunk_size: ChunkSize) -> u32 {
-        self.span_shift.load(Acquire).max(chunk_size.shift())
-    }
-
-    /// The end of the span in which a sector lies.
-    pub(crate) fn span_end(&self, sector: Sector) -> Sector {
-        let shift = self.span_shift.load(Acquire);
-        let next = (sector.0 >> shift).saturating_add(1);
-        Sector(next.checked_shl(shift).unwrap_or(u64::MAX))
-    }
-
-    /// Which slot the spans of that size put a sector in.
-    pub(crate) fn slot_index(sector: Sector, span_shift: u32) -> u32 {
-        // Neighbours in different slots, and no stride that is a power of two in one slot only.
-        let span = sector.0 >> span_shift;
-        let mixed = span ^ (span >> 8) ^ (span >> 16) ^ (span >> 32);
-        (mixed as usize % SLOTS) as u32
-    }
-
-    /// Which slot a sector is in.
-    pub(crate) fn slot_of(&self, sector: Sector) -> u32 {
-        Self::slot_index(sector, self.span_shift.load(Acquire))
+    /// The size of the spans. It only ever changes before the first snapshot joins.
+    pub(crate) fn spans(&self) -> SpanSize {
+        SpanSize::from_shift(self.span_shift.load(Acquire))
     }
 
     /// Locks the slot that a sector is in.
     pub(crate) fn lock_slot(&self, sector: Sector) -> Option<(u32, SlotGuard<'_>)> {
         loop {
-            let index = self.slot_of(sector);
+            let index = self.spans().slot_of(sector);
             let slot = self.slot(index)?;
             // A snapshot with very large chunks may just have changed the span size.
-            if self.slot_of(sector) == index {
+            if self.spans().slot_of(sector) == index {
                 return Some((index, slot));
             }
         }
     }
 
-    /// Locks a slot. `None` only for a number that `slot_of` never gives.
+    /// Locks a slot. `None` only for a number that no span has.
     pub(crate) fn slot(&self, index: u32) -> Option<SlotGuard<'_>> {
         Some(self.slots.get(index as usize)?.lock())
     }
@@ -396,7 +370,7 @@ impl Origin {
     }
 
     /// A snapshot joins the slots, each with its part of the exceptions. It is not active yet.
-    /// `tables` has one for each slot, dealt out by the span size `span_shift`. May sleep.
+    /// `tables` has one for each slot, dealt out by that span size. May sleep.
     ///
     /// # Errors
     ///
@@ -406,21 +380,21 @@ impl Origin {
         self: &Arc<Self>,
         live: &Arc<Live>,
         tables: KVec<Table>,
-        span_shift: u32,
+        spans: SpanSize,
     ) -> Result {
-        let result = self.try_add_shards(live, tables, span_shift);
+        let result = self.try_add_shards(live, tables, spans);
         result.inspect_err(|_| self.remove_shards(live.id))
     }
 
-    fn try_add_shards(&self, live: &Arc<Live>, tables: KVec<Table>, span_shift: u32) -> Result {
-        if span_shift != self.span_shift.load(Acquire) {
+    fn try_add_shards(&self, live: &Arc<Live>, tables: KVec<Table>, spans: SpanSize) -> Result {
+        if spans != self.spans() {
             // Nothing is in the slots that would have to be dealt out anew, as long as there
             // are no snapshots: without them nothing is ever in flight.
             let in_use = self.slot(0).is_some_and(|slot| !slot.shards.is_empty());
             if in_use {
                 return Err(EBUSY);
             }
-            self.span_shift.store(span_shift, Release);
+            self.span_shift.store(spans.shift(), Release);
         }
         for (lock, table) in self.slots.iter().zip(tables) {
             let mut shard = Shard::new(live.clone(), table);
@@ -441,14 +415,6 @@ impl Origin {
         for slot in &self.slots {
             let gone = slot.lock().remove_shard(id);
             drop(gone);
-        }
-    }
-
-    /// The range of an origin bio up to the end of its span.
-    pub(crate) fn within_span(&self, range: Sectors) -> Sectors {
-        Sectors {
-            start: range.start,
-            end: range.end.min(self.span_end(Sector(range.start)).0),
         }
     }
 }

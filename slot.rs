@@ -14,7 +14,7 @@ use crate::{
     dm::{Bio, BioList, PerBio, Queued},
     exception::{InsertError, Lookup, Spare, Table},
     live::{Devices, Failure, Health, Live},
-    pending::{Flight, ItemId, Kind, SnapId, Way},
+    pending::{Flight, ItemId, Kind, Saved, SnapId, Way},
     store::NoChunk,
     units::{Chunk, Chunks, Sector, Sectors},
 };
@@ -35,21 +35,6 @@ pub(crate) enum Io {
 }
 
 impl PerBio for Io {}
-
-/// An exception whose data is, or soon will be, on the COW device.
-#[derive(Clone, Copy)]
-pub(crate) struct Saved {
-    /// The chunk of the origin.
-    pub(crate) old: Chunk,
-    /// The chunk of the COW device.
-    pub(crate) new: Chunk,
-    /// The number of chunks.
-    pub(crate) len: u64,
-    /// Where it is in flight.
-    pub(crate) slot: u32,
-    /// As what it is in flight there.
-    pub(crate) item: ItemId,
-}
 
 /// How many items a slot has room for without asking for memory.
 const ROOM: usize = 8;

@@ -2,28 +2,23 @@
 
 //! The target `snapshot-rs`: the frozen image, which can be written to.
 //!
-//! A bio goes to the COW device where the snapshot has saved the chunk or was itself written to,
-//! and to the real origin where not; such a read is tracked, so that no origin write overtakes
-//! it. The first write to whole chunks goes straight to a new place on the COW device; one to a
-//! part of a chunk waits until the chunk has been copied.
+//! Here a table line becomes a snapshot: the devices are opened, the COW device is read, and on
+//! the first resume the snapshot joins its origin; or the table takes over a snapshot that is
+//! live already. What happens to its bios is in `route.rs`.
 
 #![deny(unsafe_code)]
 
 use crate::{
-    copy::Prepared,
-    dm::{
-        Args, Bio, Device, EndIo, Handle, Hints, Incoming, Mapped, NoIo, Op, Setup, StatusKind,
-        Target,
-    },
+    dm::{Args, Bio, Device, EndIo, Handle, Hints, Incoming, Mapped, Setup, StatusKind, Target},
     dm_err,
     exception::{Spare, Table},
-    live::{Devices, Failure, Health, Live, NewLive, Owner},
-    pending::{Kind, Way},
-    registry::{Origin, OriginRef, Registry, SLOTS},
-    slot::{Io, Need, Route, Slot, Started, Stop},
+    live::{Devices, Health, Live, NewLive, Owner},
+    registry::{Origin, OriginRef, Registry},
+    route,
+    slot::Io,
     store::{format::Layout, load, transient::Transient, Store},
     table::{self, ArgError, SnapshotArgs, Status, StoreType, TableLine},
-    units::{Chunks, Sector, Sectors, SECTOR_SIZE},
+    units::{SpanSize, SECTOR_SIZE},
 };
 use kernel::{fmt, new_mutex, prelude::*, sync::Arc, sync::Mutex};
 
@@ -52,7 +47,7 @@ enum Loaded {
 /// Exceptions, dealt out to the slots.
 struct Dealt {
     tables: KVec<Table>,
-    span_shift: u32,
+    spans: SpanSize,
 }
 
 /// Logs what is wrong with a table line, and tells device-mapper in short.
@@ -125,11 +120,11 @@ impl Target for SnapshotTarget {
     }
 
     fn map(&self, bio: Incoming<Io>) -> Mapped<Io> {
-        map(&self.live, &self.devices, bio)
+        route::map(&self.live, &self.devices, bio)
     }
 
     fn end_io(&self, bio: Bio<Io>, result: Result) -> EndIo<Io> {
-        end_io(&self.live, bio, result)
+        route::end_io(&self.live, bio, result)
     }
 
     fn preresume(&self) -> Result {
@@ -265,12 +260,12 @@ fn activate(
         if !layout.is_large_enough() {
             return Err(refuse(setup, too_small(chunk_size.sectors(), 3)));
         }
-        let span_shift = origin.span_shift_for(chunk_size);
-        let loaded = load::load(client, cow, &found, &layout, origin_sectors, span_shift)?;
+        let spans = origin.spans().with_chunks(chunk_size);
+        let loaded = load::load(client, cow, &found, &layout, origin_sectors, spans)?;
         store = Store::Persistent(loaded.store);
         dealt = Dealt {
             tables: loaded.tables,
-            span_shift,
+            spans,
         };
     } else {
         chunk_size = args.chunk_size;
@@ -282,7 +277,7 @@ fn activate(
         store = Store::Transient(KBox::pin_init(transient, GFP_KERNEL)?);
         dealt = Dealt {
             tables: load::empty_tables()?,
-            span_shift: origin.span_shift_for(chunk_size),
+            spans: origin.spans().with_chunks(chunk_size),
         };
     }
     let live = Live::new(NewLive {
@@ -394,17 +389,17 @@ impl SnapshotTarget {
     /// Puts the exceptions into the slots and makes the snapshot active. Answers the origin
     /// targets, whose bios have to be waited for.
     fn try_join(&self, dealt: Dealt) -> Result<KVec<Handle>> {
-        let span_shift = self.origin.span_shift_for(self.live.chunk_size);
-        let tables = deal(dealt, span_shift, &self.live)?;
-        self.origin.add_shards(&self.live, tables, span_shift)?;
+        let spans = self.origin.spans().with_chunks(self.live.chunk_size);
+        let tables = deal(dealt, spans, &self.live)?;
+        self.origin.add_shards(&self.live, tables, spans)?;
         let members = self.origin.activate(&self.live);
         members.inspect_err(|_| self.origin.remove_shards(self.live.id))
     }
 }
 
 /// Deals exceptions out anew, if the spans have become larger since.
-fn deal(dealt: Dealt, span_shift: u32, live: &Live) -> Result<KVec<Table>> {
-    if dealt.span_shift == span_shift {
+fn deal(dealt: Dealt, spans: SpanSize, live: &Live) -> Result<KVec<Table>> {
+    if dealt.spans == spans {
         return Ok(dealt.tables);
     }
     let mut tables = load::empty_tables()?;
@@ -413,8 +408,8 @@ fn deal(dealt: Dealt, span_shift: u32, live: &Live) -> Result<KVec<Table>> {
         for i in 0..run.len {
             let old = run.old.plus(i);
             let first = live.chunk_size.first_sector(old);
-            let slot = Origin::slot_index(first, span_shift) as usize;
-            let table = tables.get_mut(slot % SLOTS).ok_or(EINVAL)?;
+            let slot = spans.slot_of(first) as usize;
+            let table = tables.get_mut(slot).ok_or(EINVAL)?;
             load::insert(table, old, run.new.plus(i), &mut spare).map_err(|_| ENOMEM)?;
         }
     }
@@ -436,323 +431,4 @@ impl Drop for SnapshotTarget {
         drop(snapshots);
         self.live.leave();
     }
-}
-
-/// What becomes of a bio that is looked at under the lock of its slot.
-enum Step {
-    /// It goes to the origin, and is tracked if it is a read.
-    Origin(Io),
-    /// It goes to that sector of the COW device.
-    Cow(Sector, Io),
-    /// It waits in the slot for what is in flight there.
-    Wait,
-    /// It waits in the slot until a chunk has been copied, which is to be begun.
-    Copy,
-    /// It waits until fewer chunks are being copied.
-    Throttle,
-    /// More memory is needed before it can be said.
-    Memory(Option<Need>),
-    /// It fails.
-    Fail,
-}
-
-/// A new bio.
-fn map(live: &Arc<Live>, devices: &Devices, mut incoming: Incoming<Io>) -> Mapped<Io> {
-    if incoming.bio().is_flush() {
-        return map_flush(live, devices, incoming.into_bio());
-    }
-    let range = live.origin.within_span(incoming.bio().sectors());
-    let op = incoming.bio().op();
-    if op == Op::Other || range.is_empty() {
-        return Mapped::Kill(incoming.into_bio());
-    }
-    let mut memory = Memory::new();
-    loop {
-        let Some((index, mut slot)) = live.origin.lock_slot(Sector(range.start)) else {
-            return Mapped::Kill(incoming.into_bio());
-        };
-        let (step, end) = decide(&mut slot, index, live, range, op == Op::Write, &mut memory);
-        match step {
-            Step::Memory(need) => {
-                drop(slot);
-                if memory.get(need).is_err() {
-                    live.fail(Failure::NoMemory);
-                }
-                continue;
-            }
-            Step::Fail => return Mapped::Kill(incoming.into_bio()),
-            Step::Wait | Step::Copy | Step::Origin(_) | Step::Cow(..) | Step::Throttle => {}
-        }
-        incoming.accept_until(end);
-        let mut bio = incoming.into_bio();
-        return match step {
-            Step::Origin(io) => {
-                *bio.data_mut() = io;
-                bio.remap(&devices.origin, Sector(range.start));
-                Mapped::Remapped(bio)
-            }
-            Step::Cow(at, io) => {
-                *bio.data_mut() = io;
-                bio.remap(&devices.cow, at);
-                Mapped::Remapped(bio)
-            }
-            Step::Throttle => {
-                drop(slot);
-                Mapped::Queued(live.origin.throttle_snapshot(live, bio))
-            }
-            step => match slot.wait_snapshot(live.id, bio) {
-                Ok(queued) => {
-                    drop(slot);
-                    if matches!(step, Step::Copy) {
-                        memory.begin_copy(&live.origin);
-                    }
-                    Mapped::Queued(queued)
-                }
-                Err(bio) => Mapped::Kill(bio),
-            },
-        };
-    }
-}
-
-/// A bio that had to wait is tried again. It can't be cut any more.
-pub(crate) fn retry(live: &Arc<Live>, mut bio: Bio<Io>) {
-    let range = bio.sectors();
-    let is_write = bio.op() == Op::Write;
-    let Some(devices) = live.devices() else {
-        return bio.end(Err(EIO));
-    };
-    let mut memory = Memory::new();
-    loop {
-        let Some((index, mut slot)) = live.origin.lock_slot(Sector(range.start)) else {
-            return bio.end(Err(EIO));
-        };
-        let (step, end) = decide(&mut slot, index, live, range, is_write, &mut memory);
-        // It was cut to what it waited for, or to a single chunk, and what is said of that holds
-        // for all of it. So this can't be.
-        let is_short = end.0 < range.end;
-        match step {
-            Step::Memory(need) => {
-                drop(slot);
-                if memory.get(need).is_err() {
-                    live.fail(Failure::NoMemory);
-                }
-                continue;
-            }
-            Step::Fail => {
-                drop(slot);
-                return bio.end(Err(EIO));
-            }
-            Step::Throttle => {
-                drop(slot);
-                let _ = live.origin.throttle_snapshot(live, bio);
-                return;
-            }
-            Step::Origin(io) | Step::Cow(_, io) if is_short => {
-                drop(slot);
-                dm_err!("internal error: a snapshot bio can't be sent to one place");
-                undo(live, io);
-                return bio.end(Err(EIO));
-            }
-            Step::Origin(io) => {
-                drop(slot);
-                *bio.data_mut() = io;
-                bio.remap(&devices.origin, Sector(range.start));
-                return bio.submit();
-            }
-            Step::Cow(at, io) => {
-                drop(slot);
-                *bio.data_mut() = io;
-                bio.remap(&devices.cow, at);
-                return bio.submit();
-            }
-            Step::Wait | Step::Copy => {
-                let waiting = slot.wait_snapshot(live.id, bio);
-                drop(slot);
-                if matches!(step, Step::Copy) {
-                    memory.begin_copy(&live.origin);
-                }
-                if let Err(bio) = waiting {
-                    bio.end(Err(EIO));
-                }
-                return;
-            }
-        }
-    }
-}
-
-/// What was begun for a bio that can't be sent is ended.
-fn undo(live: &Arc<Live>, io: Io) {
-    match io {
-        Io::Tracked { slot, item } => live.origin.end_item(slot, item),
-        Io::Written(saved) => live.not_saved(saved.slot, saved.item, Failure::Inconsistent),
-        Io::Plain | Io::Durable => {}
-    }
-}
-
-/// Memory for what may be begun for a bio. It is got outside the lock, and used under it.
-struct Memory {
-    spare: Spare,
-    copy: Option<Prepared>,
-}
-
-impl Memory {
-    fn new() -> Self {
-        Self {
-            spare: Spare::new(),
-            copy: None,
-        }
-    }
-
-    /// Gets more of it: for a copy, or for the exception table.
-    fn get(&mut self, need: Option<Need>) -> Result {
-        let _no_io = NoIo::enter();
-        match need {
-            Some(need) => self.copy = Some(Prepared::new(&need)?),
-            None => self.spare.refill(GFP_KERNEL)?,
-        }
-        Ok(())
-    }
-
-    fn begin_copy(&mut self, origin: &Arc<Origin>) {
-        if let Some(copy) = self.copy.take() {
-            copy.go(origin);
-        }
-    }
-}
-
-/// Decides about a bio, and up to which sector the decision holds. What has to be begun for it is
-/// begun, or `memory` holds it.
-fn decide(
-    slot: &mut Slot,
-    index: u32,
-    live: &Arc<Live>,
-    range: Sectors,
-    is_write: bool,
-    memory: &mut Memory,
-) -> (Step, Sector) {
-    let all = Sector(range.end);
-    match live.health() {
-        Health::Good => {}
-        Health::Overflowed if !is_write => {}
-        _ => return (Step::Fail, all),
-    }
-    let Some(route) = slot.route(live.id, range, is_write) else {
-        return (Step::Fail, all);
-    };
-    let size = live.chunk_size;
-    // A bio that waits for anything but a certain exception is cut to one chunk: whatever is
-    // decided later, holds for all of it.
-    let single = size.sectors_of(size.chunks_of(Sectors::new(Sector(range.start), 1)));
-    let one = Sector(single.end.min(range.end));
-    let is_copied = is_write && route.is_hole && route.way == Way::Origin;
-    match route.way {
-        Way::Wait => (Step::Wait, route.end),
-        Way::Cow => {
-            let at = size.first_sector(route.new).0;
-            let at = at.saturating_add(size.offset_in_chunk(Sector(range.start)));
-            let io = if is_write { Io::Durable } else { Io::Plain };
-            (Step::Cow(Sector(at), io), route.end)
-        }
-        Way::Origin if !is_copied => {
-            let part = Sectors {
-                start: range.start,
-                end: route.end.0,
-            };
-            match slot.flight.start_read(live.id, live.whole_chunks(part)) {
-                Ok(item) => (Step::Origin(Io::Tracked { slot: index, item }), route.end),
-                Err(_) => {
-                    slot.starve();
-                    (Step::Wait, one)
-                }
-            }
-        }
-        Way::Origin => first_write(slot, index, live, range, &route, one, memory),
-    }
-}
-
-/// The first write to chunks of the snapshot that have no exception.
-fn first_write(
-    slot: &mut Slot,
-    index: u32,
-    live: &Arc<Live>,
-    range: Sectors,
-    route: &Route,
-    one: Sector,
-    memory: &mut Memory,
-) -> (Step, Sector) {
-    let all = Sector(range.end);
-    let size = live.chunk_size;
-    let Some(at) = slot.shards.iter().position(|s| s.live.id == live.id) else {
-        return (Step::Fail, all);
-    };
-    let first = size.chunk_of(Sector(range.start));
-    let whole = route.end.0.saturating_sub(range.start) >> size.shift();
-    let is_aligned = size.offset_in_chunk(Sector(range.start)) == 0;
-    let stopped = if is_aligned && whole > 0 {
-        let hole = Chunks::new(first, whole);
-        match slot.start_exception(at, index, hole, Kind::Written, &mut memory.spare) {
-            Ok(Started { saved, .. }) => {
-                let end = size.first_sector(saved.old.plus(saved.len));
-                let to = size.first_sector(saved.new);
-                return (Step::Cow(to, Io::Written(saved)), end);
-            }
-            Err(stop) => stop,
-        }
-    } else {
-        if live.origin.is_crowded() {
-            return (Step::Throttle, one);
-        }
-        let hole = Chunks::new(first, 1);
-        let need = Need {
-            runs: 1,
-            range: size.sectors_of(hole),
-        };
-        let Some(copy) = memory.copy.as_mut().filter(|copy| copy.is_enough(&need)) else {
-            return (Step::Memory(Some(need)), all);
-        };
-        match slot.start_copy(at, index, hole, false, copy, &mut memory.spare) {
-            Ok(_) => return (Step::Copy, one),
-            Err(stop) => stop,
-        }
-    };
-    match stopped {
-        Stop::Memory => (Step::Memory(None), all),
-        Stop::Room => (Step::Wait, one),
-        Stop::Snapshot(why) => {
-            live.overflow(why);
-            (Step::Fail, all)
-        }
-    }
-}
-
-/// A flush of the snapshot. What it wrote is on the COW device; the records of that have to be
-/// on stable media too (rule R2).
-fn map_flush(live: &Arc<Live>, devices: &Devices, mut bio: Bio<Io>) -> Mapped<Io> {
-    if live.has_volatile() {
-        return Mapped::Queued(live.hold_flush(bio));
-    }
-    bio.remap(&devices.cow, Sector(0));
-    Mapped::Remapped(bio)
-}
-
-/// A bio has ended at the device beneath. Context: any.
-fn end_io(live: &Arc<Live>, mut bio: Bio<Io>, result: Result) -> EndIo<Io> {
-    match core::mem::take(bio.data_mut()) {
-        Io::Plain => return EndIo::Done(bio),
-        Io::Tracked { slot, item } => {
-            live.origin.end_item(slot, item);
-            return EndIo::Done(bio);
-        }
-        // The record may wait, unless an origin write waits for it already.
-        Io::Written(saved) if result.is_ok() => live.saved(saved, false),
-        Io::Written(saved) => {
-            live.not_saved(saved.slot, saved.item, Failure::WriteCow);
-            return EndIo::Done(bio);
-        }
-        Io::Durable => {}
-    }
-    if bio.is_fua() && result.is_ok() && live.has_volatile() {
-        return EndIo::Held(live.hold_durable(bio));
-    }
-    EndIo::Done(bio)
 }

@@ -182,3 +182,49 @@ impl ChunkSize {
         }
     }
 }
+
+/// The number of slots that the spans of an origin are dealt out to. A power of two.
+pub(crate) const SLOTS: usize = 256;
+
+/// The size of the spans that an origin is cut into: a power of two of sectors, and no smaller
+/// than the chunks of any of its snapshots.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct SpanSize {
+    shift: u32,
+}
+
+impl SpanSize {
+    /// The smallest: a mebibyte.
+    pub(crate) const MIN: Self = Self { shift: 11 };
+
+    /// The size whose binary logarithm in sectors is `shift`.
+    pub(crate) fn from_shift(shift: u32) -> Self {
+        Self { shift }
+    }
+
+    /// The binary logarithm of the size in sectors.
+    pub(crate) fn shift(self) -> u32 {
+        self.shift
+    }
+
+    /// The size for an origin that gets a snapshot with chunks of that size.
+    pub(crate) fn with_chunks(self, chunk_size: ChunkSize) -> Self {
+        Self {
+            shift: self.shift.max(chunk_size.shift()),
+        }
+    }
+
+    /// The end of the span in which a sector lies.
+    pub(crate) fn end_of(self, sector: Sector) -> Sector {
+        let next = (sector.0 >> self.shift).saturating_add(1);
+        Sector(next.checked_mul(1 << self.shift).unwrap_or(u64::MAX))
+    }
+
+    /// The slot of the span in which a sector lies: less than [`SLOTS`].
+    pub(crate) fn slot_of(self, sector: Sector) -> u32 {
+        // Neighbours in different slots, and no stride that is a power of two in one slot only.
+        let span = sector.0 >> self.shift;
+        let mixed = span ^ (span >> 8) ^ (span >> 16) ^ (span >> 32);
+        (mixed % SLOTS as u64) as u32
+    }
+}

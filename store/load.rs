@@ -16,8 +16,7 @@ use crate::{
     dm::{Buffer, Client, Device, Finished, IoDone, Request, Span, WriteFlags, MAX_BYTES},
     dm_err, dm_warn,
     exception::{InsertError, Spare, Table},
-    registry::{Origin, SLOTS},
-    units::{Chunk, ChunkSize, Sector, SECTOR_SIZE},
+    units::{Chunk, ChunkSize, Sector, SpanSize, SECTOR_SIZE, SLOTS},
 };
 use kernel::{
     new_condvar, new_spinlock_irq,
@@ -119,7 +118,7 @@ pub(crate) fn empty_tables() -> Result<KVec<Table>> {
 
 /// Reads the metadata of a COW device, or makes a device one that has none.
 ///
-/// `span_shift` says how chunks of the origin are dealt out to the slots.
+/// `spans` says how chunks of the origin are dealt out to the slots.
 ///
 /// # Errors
 ///
@@ -130,7 +129,7 @@ pub(crate) fn load(
     found: &Found,
     layout: &Layout,
     origin_sectors: u64,
-    span_shift: u32,
+    spans: SpanSize,
 ) -> Result<Loaded> {
     let mut tables = empty_tables()?;
     let block = cow.logical_block_size() as usize;
@@ -139,7 +138,7 @@ pub(crate) fn load(
         zero_first_area(client, cow, layout)?;
         (Allocator::fresh(layout), Cursor::fresh(layout))
     } else if found.is_valid {
-        let read = scan(client, cow, layout, span_shift, &mut tables, &mut tail);
+        let read = scan(client, cow, layout, spans, &mut tables, &mut tail);
         read.inspect_err(|_| dm_err!("metadata of COW device {} cannot be used", cow))?
     } else {
         // Whatever the metadata says, nobody will ask for it.
@@ -202,7 +201,7 @@ fn scan(
     client: &Arc<Client>,
     cow: &Device,
     layout: &Layout,
-    span_shift: u32,
+    spans: SpanSize,
     tables: &mut KVec<Table>,
     tail: &mut [u8],
 ) -> Result<(Allocator, Cursor)> {
@@ -221,7 +220,7 @@ fn scan(
             }
             scan.area(&bytes, |record| {
                 let first = layout.chunk_size.first_sector(record.old);
-                let slot = Origin::slot_index(first, span_shift) as usize;
+                let slot = spans.slot_of(first) as usize;
                 let table = tables.get_mut(slot).ok_or(Refused::Failed(EINVAL))?;
                 insert(table, record.old, record.new, &mut spare)
             })

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     dm::Buffer,
-    slot::Saved,
+    pending::Saved,
     units::{Chunk, Chunks, Sector},
 };
 use kernel::{
