@@ -23,7 +23,7 @@ use crate::{
     slot::Io,
     store::{
         area::Zeroing,
-        persistent::{Next, LANES, LANE_BYTES},
+        persistent::{Mark, Next, Persistent, LANES, LANE_BYTES},
     },
     units::Sector,
 };
@@ -56,13 +56,15 @@ pub(crate) struct Commit {
     /// The exceptions that a commit has ended.
     ended: KVec<Saved>,
     zero: Zero,
-    /// Flushes of the snapshot that came after the commit under way had begun.
+    /// Flushes of the snapshot that came after `goal` was set.
     flush_next: BioList<Io>,
-    /// Flushes that the commit under way fulfils.
+    /// Flushes that end when the records before `goal` are on stable media: a commit has begun
+    /// since they came, and each flushes the device first.
     flush_now: BioList<Io>,
     /// Writes whose data is on stable media, which wait for records that may not be.
     held_next: BioList<Io>,
     held_now: BioList<Io>,
+    goal: Option<Mark>,
     /// How many times a commit has ended, or there was nothing to commit.
     finished: u64,
 }
@@ -82,7 +84,7 @@ impl Commit {
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub(crate) fn new(is_persistent: bool) -> Result<Self> {
+    pub(crate) fn new(store: Option<&Persistent>) -> Result<Self> {
         let mut commit = Self {
             requests: [const { None }; LANES],
             buffers: [const { None }; LANES],
@@ -101,14 +103,16 @@ impl Commit {
             flush_now: BioList::new(),
             held_next: BioList::new(),
             held_now: BioList::new(),
+            goal: None,
             finished: 0,
         };
-        if is_persistent {
+        if let Some(store) = store {
+            let bytes = LANE_BYTES.max(store.block_size());
             for request in &mut commit.requests {
                 *request = Some(Request::new(GFP_KERNEL)?);
             }
             for buffer in &mut commit.buffers {
-                *buffer = Some(Buffer::new(LANE_BYTES, GFP_KERNEL)?);
+                *buffer = Some(Buffer::new(bytes, GFP_KERNEL)?);
             }
             commit.ended = KVec::with_capacity(BATCH, GFP_KERNEL)?;
             commit.zero.request = Some(Request::new(GFP_KERNEL)?);
@@ -134,12 +138,13 @@ impl IoDone for Live {
             }
             commit.has_failed |= finished.result.is_err();
             commit.running = commit.running.saturating_sub(1);
-            if commit.running != 0 {
-                return;
-            }
         }
+        let is_running = commit.running != 0;
         drop(commit);
-        this.queue_commit();
+        if finished.tag == ZERO_TAG || !is_running {
+            this.queue_commit();
+        }
+        this.end_busy();
     }
 }
 
@@ -168,7 +173,8 @@ impl Live {
         let Some(store) = self.persistent() else {
             return;
         };
-        while store.has_volatile() {
+        let mark = store.mark();
+        while !store.is_past(mark) {
             let mut commit = self.commit.lock();
             commit.is_due = true;
             let seen = commit.finished;
@@ -231,22 +237,23 @@ impl Live {
         }
         if core::mem::take(&mut commit.is_begun) {
             let has_failed = core::mem::take(&mut commit.has_failed);
-            let flushes = commit.flush_now.take();
-            let held = commit.held_now.take();
             drop(commit);
-            let result = if has_failed {
+            if has_failed {
+                // Whoever waits is told when the invalidation is known.
                 self.fail(Failure::WriteMetadata);
-                Err(EIO)
             } else {
                 store.finish();
-                Ok(())
-            };
-            if result.is_ok() {
                 self.end_committed();
             }
-            end_all(flushes, result);
-            end_all(held, result);
             commit = self.commit.lock();
+            if commit.goal.is_some_and(|goal| store.is_past(goal)) {
+                commit.goal = None;
+                let mut bios = commit.flush_now.take();
+                bios.append(commit.held_now.take());
+                drop(commit);
+                end_all(bios, Ok(()));
+                commit = self.commit.lock();
+            }
             commit.finished = commit.finished.wrapping_add(1);
             self.committed.notify_all();
         }
@@ -314,9 +321,9 @@ impl Live {
                 drop(commit);
                 self.fail(Failure::MetadataFull);
             }
-            Next::Commit { writes, is_all } => {
-                if is_all {
-                    commit.is_due = false;
+            Next::Commit { writes } => {
+                if commit.goal.is_none() {
+                    commit.goal = Some(store.mark());
                     let flushes = commit.flush_next.take();
                     commit.flush_now = flushes;
                     let held = commit.held_next.take();
@@ -340,6 +347,7 @@ impl Live {
                     let Some((request, buffer, write)) = ready else {
                         continue;
                     };
+                    self.start_busy();
                     request.write(
                         &self.client,
                         &devices.cow,
@@ -413,6 +421,7 @@ impl Live {
         let buffer = commit.zero.buffer.take();
         drop(commit);
         if let (Some(request), Some(buffer)) = (request, buffer) {
+            self.start_busy();
             request.write(
                 &self.client,
                 &devices.cow,

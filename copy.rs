@@ -28,10 +28,15 @@ use crate::{
 };
 use kernel::{
     new_spinlock_irq, new_work,
+    page::PAGE_SIZE,
     prelude::*,
     sync::{Arc, SpinLockIrq, UniqueArc},
     workqueue::{impl_has_work, Work, WorkItem},
 };
+
+/// The most runs that one copy saves: what is more, the next one does. So no large piece of memory
+/// is ever asked for.
+const MAX_RUNS: usize = 64;
 
 /// A run of chunks of a snapshot that a copy saves.
 pub(crate) struct Destination {
@@ -44,6 +49,13 @@ pub(crate) struct Destination {
     pub(crate) cow: Device,
     /// Whether an origin write waits for it, so that its record is urgent.
     pub(crate) is_urgent: bool,
+}
+
+impl Destination {
+    /// So many bytes, rounded up to blocks of the COW device.
+    fn whole_blocks(&self, bytes: usize) -> usize {
+        bytes.next_multiple_of(self.cow.logical_block_size() as usize)
+    }
 }
 
 /// The memory of a copy that is still to be begun.
@@ -64,7 +76,7 @@ impl Prepared {
     pub(crate) fn new(need: &Need) -> Result<Self> {
         let _no_io = NoIo::enter();
         // Metadata areas cut runs on the COW device in two, now and then.
-        let count = need.runs.saturating_add(1);
+        let count = need.runs.min(MAX_RUNS).saturating_add(1);
         let mut requests = KVec::with_capacity(count, GFP_KERNEL)?;
         for _ in 0..count {
             requests.push(Request::new(GFP_KERNEL)?, GFP_KERNEL)?;
@@ -83,7 +95,7 @@ impl Prepared {
     /// Whether this is memory enough for `need`.
     pub(crate) fn is_enough(&self, need: &Need) -> bool {
         let bytes = need.range.len().saturating_mul(SECTOR_SIZE);
-        need.runs < self.destinations.capacity()
+        need.runs.min(MAX_RUNS) < self.destinations.capacity()
             && bytes.min(MAX_BYTES as u64) <= self.buffer.len() as u64
     }
 
@@ -258,12 +270,19 @@ impl Copy {
     }
 
     /// Writes the piece that has been read to where it belongs.
-    fn write(self: &Arc<Self>, buffer: Buffer) {
+    fn write(self: &Arc<Self>, mut buffer: Buffer) {
         let mut state = self.state.lock();
         let piece = state.piece;
         let is_last = piece.end >= self.range.end;
         let is_whole = is_last && piece.start <= self.range.start;
         drop(state);
+        let bytes = (piece.len() * SECTOR_SIZE) as usize;
+        // The last chunk of the origin may be cut off within a block of a COW device.
+        let rest = buffer.len().saturating_sub(bytes);
+        if bytes % PAGE_SIZE != 0 && buffer.clear(bytes, rest).is_err() {
+            self.state.lock().failed = u64::MAX;
+            return self.end();
+        }
         if is_whole {
             self.in_memory();
         }
@@ -299,7 +318,7 @@ impl Copy {
                 Span {
                     at: Sector(destination.to.0.saturating_add(into)),
                     offset: (offset * SECTOR_SIZE) as usize,
-                    bytes: (part.len() * SECTOR_SIZE) as usize,
+                    bytes: destination.whole_blocks((part.len() * SECTOR_SIZE) as usize),
                 },
                 &buffer,
                 WriteFlags::Data,

@@ -26,12 +26,13 @@
 //! From the outside to the inside; a lock may be taken while those above it are held.
 //!
 //! 1. device-mapper's suspend lock of a snapshot's device, then that of an origin's;
-//! 2. `Origin::snapshots`, `Registry::origins`, `SnapshotTarget::loaded`, `Origin::members`;
-//! 3. `Live::owner`;
+//! 2. `Registry::origins`; `Origin::snapshots`, then `Origin::members`;
+//! 3. `Live::tenure`, then the target of a `dm::Handle`;
 //! 4. a slot of `Origin::slots`: never two at a time;
 //! 5. `Live::commit`;
-//! 6. the state of a store, `Live::ready`, `Origin::ready`, `Origin::throttled`, `Live::busy`,
-//!    `Live::devices`, `Copy::state`: one at a time, with nothing inside.
+//! 6. `Origin::throttled`, then `Live::throttled`;
+//! 7. the state of a store, `Live::ready`, `Origin::ready`, `Live::busy`, `Live::devices`,
+//!    `Copy::state`: one at a time, with nothing inside.
 //!
 //! The locks from 4 on are spinlocks taken with interrupts off, since bios end in interrupts.
 

@@ -10,14 +10,15 @@
 
 use crate::{
     commit::Commit,
-    dm::{Bio, BioList, Client, Device, Handle, Queued, WorkQueue},
+    dm::{Bio, BioList, Client, Device, Handle, NoIo, Queued, WorkQueue},
     dm_err,
+    exception::Table,
     pending::{ItemId, Kind, Phase, Saved, SnapId},
     registry::Origin,
     route,
     slot::Io,
     store::{load, persistent::Persistent, Store},
-    units::{ChunkSize, Chunks, Sectors},
+    units::{ChunkSize, Chunks, Sectors, SpanSize},
 };
 use kernel::{
     fmt, new_condvar, new_delayed_work, new_mutex, new_spinlock_irq, new_work,
@@ -98,13 +99,31 @@ pub(crate) struct Devices {
     pub(crate) cow: Device,
 }
 
-/// What the present table has brought along.
+/// Exceptions that were read from the COW device, dealt out to the slots.
+pub(crate) struct Dealt {
+    pub(crate) tables: KVec<Table>,
+    pub(crate) spans: SpanSize,
+}
+
+/// Which tables have to do with a snapshot.
+pub(crate) struct Tenure {
+    /// The exceptions, until the snapshot joins its origin.
+    pub(crate) waiting: Option<Dealt>,
+    /// The target that answers for the snapshot.
+    pub(crate) owner: Option<Owner>,
+    /// How many targets there are, the owner included.
+    pub(crate) targets: usize,
+    /// The snapshot is leaving its origin, or has left: no table can go on with it.
+    pub(crate) has_left: bool,
+}
+
+/// The target of the present table.
 pub(crate) struct Owner {
     /// Which target it is.
     pub(crate) id: u64,
     /// How to raise its events.
     pub(crate) handle: Handle,
-    /// Whether its device has been resumed and not suspended since.
+    /// Whether its device has been resumed, or is about to be, and not suspended since.
     pub(crate) is_running: bool,
 }
 
@@ -118,7 +137,7 @@ pub(crate) struct Live {
     /// The COW device's number, by which a later table finds this snapshot.
     pub(crate) cow_number: u32,
     /// Whether store type `PO` was asked for: userspace knows about overflow.
-    pub(crate) reports_overflow: bool,
+    reports_overflow: Atomic<u32>,
     pub(crate) client: Arc<Client>,
     wq: Arc<WorkQueue>,
     health: Atomic<u32>,
@@ -126,9 +145,9 @@ pub(crate) struct Live {
     is_active: Atomic<u32>,
     #[pin]
     devices: SpinLockIrq<Option<Devices>>,
-    /// Taken before anything else of the snapshot.
+    /// Never held while something under way is waited for.
     #[pin]
-    pub(crate) owner: Mutex<Option<Owner>>,
+    pub(crate) tenure: Mutex<Tenure>,
     /// How many things are under way that need the snapshot: exceptions, and its invalidation.
     #[pin]
     busy: SpinLockIrq<u64>,
@@ -211,7 +230,7 @@ pub(crate) struct NewLive {
     pub(crate) chunk_size: ChunkSize,
     pub(crate) store: Store,
     pub(crate) cow_number: u32,
-    pub(crate) reports_overflow: bool,
+    pub(crate) waiting: Dealt,
     pub(crate) is_valid: bool,
     pub(crate) client: Arc<Client>,
     pub(crate) wq: Arc<WorkQueue>,
@@ -230,7 +249,13 @@ impl Live {
         } else {
             Health::Invalid
         };
-        let commit = Commit::new(from.store.persistent().is_some())?;
+        let commit = Commit::new(from.store.persistent())?;
+        let tenure = Tenure {
+            waiting: Some(from.waiting),
+            owner: None,
+            targets: 0,
+            has_left: false,
+        };
         Arc::pin_init(
             pin_init!(Self {
                 id,
@@ -238,13 +263,13 @@ impl Live {
                 chunk_size: from.chunk_size,
                 store: from.store,
                 cow_number: from.cow_number,
-                reports_overflow: from.reports_overflow,
+                reports_overflow: Atomic::new(0),
                 client: from.client,
                 wq: from.wq,
                 health: Atomic::new(health as u32),
                 is_active: Atomic::new(0),
                 devices <- new_spinlock_irq!(None, "Live::devices"),
-                owner <- new_mutex!(None, "Live::owner"),
+                tenure <- new_mutex!(tenure, "Live::tenure"),
                 busy <- new_spinlock_irq!(0, "Live::busy"),
                 idle <- new_condvar!("Live::idle"),
                 ready <- new_spinlock_irq!(BioList::new(), "Live::ready"),
@@ -283,8 +308,14 @@ impl Live {
         self.devices.lock().clone()
     }
 
-    /// Takes over another table's devices, or gives up all.
-    pub(crate) fn set_devices(&self, devices: Option<Devices>) {
+    /// Takes over what another table says.
+    pub(crate) fn set_table(&self, devices: Devices, reports_overflow: bool) {
+        self.set_devices(Some(devices));
+        self.reports_overflow
+            .store(u32::from(reports_overflow), Release);
+    }
+
+    fn set_devices(&self, devices: Option<Devices>) {
         let before = core::mem::replace(&mut *self.devices.lock(), devices);
         drop(before);
     }
@@ -379,8 +410,7 @@ impl Live {
                     self.cow_name(),
                     why
                 );
-                self.start_busy();
-                let _ = self.wq.enqueue::<_, 2>(self.clone());
+                self.queue_invalidate();
                 return;
             }
         }
@@ -389,7 +419,7 @@ impl Live {
     /// The COW device was full for a write of the snapshot itself: what follows depends on what
     /// userspace asked for. Context: any.
     pub(crate) fn overflow(self: &Arc<Self>, why: Failure) {
-        if !self.reports_overflow || why != Failure::CowFull {
+        if self.reports_overflow.load(Acquire) == 0 || why != Failure::CowFull {
             return self.fail(why);
         }
         let changed = self
@@ -397,8 +427,16 @@ impl Live {
             .cmpxchg(Health::Good as u32, Health::Overflowed as u32, Full);
         if changed.is_ok() {
             dm_err!("snapshot on COW device {} overflowed", self.cow_name());
-            self.start_busy();
-            let _ = self.wq.enqueue::<_, 2>(self.clone());
+            self.queue_invalidate();
+        }
+    }
+
+    /// Has [`Self::invalidate`] called, which counts as busy until it has been.
+    fn queue_invalidate(self: &Arc<Self>) {
+        self.start_busy();
+        if self.wq.enqueue::<_, 2>(self.clone()).is_err() {
+            // It is queued already and has not begun, so it will see the health as it is now.
+            self.end_busy();
         }
     }
 
@@ -408,6 +446,8 @@ impl Live {
 
     /// The work of [`Self::fail`] and [`Self::overflow`]. Process context.
     fn invalidate(self: &Arc<Self>) {
+        // Origin writes wait for this, perhaps those that would free memory.
+        let _no_io = NoIo::enter();
         if self.health() == Health::Failing {
             if let (Some(_), Some(devices)) = (self.persistent(), self.devices()) {
                 let written =
@@ -425,7 +465,7 @@ impl Live {
             self.origin.wake_all();
             self.queue_commit();
         }
-        if let Some(owner) = &*self.owner.lock() {
+        if let Some(owner) = &self.tenure.lock().owner {
             owner.handle.raise_event();
         }
         self.end_busy();
@@ -447,6 +487,8 @@ impl Live {
         let Some(mut slot) = self.origin.slot(saved.slot) else {
             return;
         };
+        // The exception may have ended before the timer below is set.
+        self.start_busy();
         let range = slot.flight.advance(saved.item, Phase::Volatile);
         let is_urgent = is_urgent || slot.has_origin_waiting(range);
         // Under the lock of the slot: an origin write that meets a volatile exception there has
@@ -455,6 +497,7 @@ impl Live {
         slot.wake_snapshots(range);
         drop(slot);
         self.record_added(waiting, is_urgent);
+        self.end_busy();
     }
 
     /// The data of an exception is not on the COW device, and never will be. Context: any.

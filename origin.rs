@@ -13,7 +13,7 @@ use crate::{
     dm::{Args, Bio, Device, Incoming, Mapped, NoIo, Op, Queued, Setup, StatusKind, Target},
     dm_err,
     exception::Spare,
-    live::{Failure, Health},
+    live::{Failure, Health, Live},
     registry::{Origin, OriginRef, Registry},
     slot::{Io, Slot, Stop, Verdict},
     table::{self, OriginArgs},
@@ -55,7 +55,7 @@ impl Target for OriginTarget {
         Ok(Self { id, origin, device })
     }
 
-    fn map(&self, mut bio: Incoming<Io>) -> Mapped<Io> {
+    fn map(&self, mut bio: Incoming<'_, Io>) -> Mapped<Io> {
         let is_write = bio.bio().op() != Op::Read && !bio.bio().is_flush();
         let range = bio.bio().sectors();
         if is_write {
@@ -64,7 +64,8 @@ impl Target for OriginTarget {
         }
         let mut bio = bio.into_bio();
         bio.remap(&self.device, Sector(range.start));
-        if !is_write {
+        // What lies beyond the end, nobody has a snapshot of; the device refuses it.
+        if !is_write || range.end > self.device.sectors() {
             return Mapped::Remapped(bio);
         }
         match write(&self.origin, bio) {
@@ -103,8 +104,9 @@ pub(crate) fn retry(origin: &Arc<Origin>, bio: Bio<Io>) {
 enum Attempt {
     /// A copy is to be begun; the bio waits in its slot.
     Begin,
-    /// Nothing could be begun; look again, perhaps with more memory.
-    Again,
+    /// Nothing could be begun; look again, with more memory: for the exception tables, or for the
+    /// records of this snapshot.
+    Again(Option<Arc<Live>>),
 }
 
 /// A write to the origin: gives the bio back if it may go, else it has been put where it is
@@ -143,11 +145,11 @@ fn write(origin: &Arc<Origin>, bio: Bio<Io>) -> Result<Bio<Io>, Queued> {
             continue;
         };
         match begin(&mut slot, index, range, copy, &mut spare) {
-            Attempt::Again => {
+            Attempt::Again(store) => {
                 drop(slot);
                 let _no_io = NoIo::enter();
-                // Where this fails, so does the next attempt, and the snapshot in the end.
-                if spare.refill(GFP_KERNEL).is_err() {
+                let grown = store.map_or(Ok(()), |live| live.store.grow());
+                if grown.is_err() || spare.refill(GFP_KERNEL).is_err() {
                     out_of_memory(origin, range);
                 }
             }
@@ -199,8 +201,11 @@ fn begin(
             while hole.start < hole.end {
                 match slot.start_copy(at, index, hole, true, copy, spare) {
                     Ok(len) => hole.start = hole.start.saturating_add(len),
-                    Err(Stop::Memory) if copy.is_empty() => return Attempt::Again,
-                    Err(Stop::Memory | Stop::Room) => return Attempt::Begin,
+                    Err(Stop::Memory) if copy.is_empty() => return Attempt::Again(None),
+                    Err(Stop::Store) if copy.is_empty() => {
+                        return Attempt::Again(slot.shards.get(at).map(|s| s.live.clone()));
+                    }
+                    Err(Stop::Memory | Stop::Store | Stop::Room) => return Attempt::Begin,
                     // The other snapshots go on.
                     Err(Stop::Snapshot(why)) => {
                         if let Some(shard) = slot.shards.get(at) {
@@ -214,7 +219,7 @@ fn begin(
         }
     }
     if copy.is_empty() {
-        Attempt::Again
+        Attempt::Again(None)
     } else {
         Attempt::Begin
     }

@@ -167,7 +167,7 @@ pub(crate) struct Origin {
     /// How many chunks are being copied.
     copying: Atomic<i64>,
     next_snap_id: Atomic<u32>,
-    /// Origin targets. Taken before `snapshots`; never held while a device is being suspended.
+    /// Origin targets. Never held while a device is being suspended.
     #[pin]
     members: Mutex<KVec<Member>>,
     /// Snapshots that a later table can take over. Held while one is constructed or joins.
@@ -351,63 +351,47 @@ impl Origin {
         self.members.lock().retain(|member| member.id != id);
     }
 
-    /// Makes a snapshot that has joined the slots active. Answers the origin targets that may
-    /// have bios which were mapped before that.
+    /// A snapshot joins the slots, each with its part of the exceptions, and becomes active.
+    /// `tables` has one for each slot, dealt out by that span size; they are taken. Answers the
+    /// origin targets that may have bios which were mapped before. May sleep.
     ///
     /// # Errors
     ///
-    /// `ENOMEM`. May sleep.
-    pub(crate) fn activate(&self, live: &Live) -> Result<KVec<Handle>> {
+    /// `ENOMEM`; `EBUSY` if the snapshot needs other spans than those that are in use. Nothing
+    /// has changed then.
+    pub(crate) fn join(
+        &self,
+        live: &Arc<Live>,
+        tables: &mut KVec<Table>,
+        spans: SpanSize,
+    ) -> Result<KVec<Handle>> {
+        // Nothing is in the slots that would have to be dealt out anew, as long as there are no
+        // snapshots: without them nothing is ever in flight.
+        let joined = self.slot(0).map_or(0, |slot| slot.shards.len());
+        if spans != self.spans() && joined != 0 {
+            return Err(EBUSY);
+        }
+        // All memory comes first. Only one snapshot joins at a time, as its caller holds the lock
+        // of them all, so there is room enough then.
+        let mut rooms = KVec::with_capacity(SLOTS, GFP_KERNEL)?;
+        for _ in 0..SLOTS {
+            let room = KVec::with_capacity(joined.saturating_add(1), GFP_KERNEL)?;
+            rooms.push(room, GFP_KERNEL)?;
+        }
         let members = self.members.lock();
         let mut handles = KVec::with_capacity(members.len(), GFP_KERNEL)?;
         for member in members.iter() {
             handles.push(member.handle.clone(), GFP_KERNEL)?;
         }
-        // This one store is the moment that is frozen: every write that is mapped after it saves
-        // the old data first.
+        self.span_shift.store(spans.shift(), Release);
+        for ((lock, room), table) in self.slots.iter().zip(rooms).zip(tables.iter_mut()) {
+            let table = core::mem::replace(table, Table::new());
+            lock.lock().add_shard(room, Shard::new(live.clone(), table));
+        }
+        // All slots know the snapshot. This one store is the moment that is frozen: every write
+        // that is mapped after it saves the old data first.
         live.set_active(true);
         Ok(handles)
-    }
-
-    /// A snapshot joins the slots, each with its part of the exceptions. It is not active yet.
-    /// `tables` has one for each slot, dealt out by that span size. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM`, with no trace left; `EBUSY` if the snapshot needs larger spans than others that
-    /// are already there.
-    pub(crate) fn add_shards(
-        self: &Arc<Self>,
-        live: &Arc<Live>,
-        tables: KVec<Table>,
-        spans: SpanSize,
-    ) -> Result {
-        let result = self.try_add_shards(live, tables, spans);
-        result.inspect_err(|_| self.remove_shards(live.id))
-    }
-
-    fn try_add_shards(&self, live: &Arc<Live>, tables: KVec<Table>, spans: SpanSize) -> Result {
-        if spans != self.spans() {
-            // Nothing is in the slots that would have to be dealt out anew, as long as there
-            // are no snapshots: without them nothing is ever in flight.
-            let in_use = self.slot(0).is_some_and(|slot| !slot.shards.is_empty());
-            if in_use {
-                return Err(EBUSY);
-            }
-            self.span_shift.store(spans.shift(), Release);
-        }
-        for (lock, table) in self.slots.iter().zip(tables) {
-            let mut shard = Shard::new(live.clone(), table);
-            loop {
-                let needed = lock.lock().shards.len().saturating_add(1);
-                let room = KVec::with_capacity(needed, GFP_KERNEL)?;
-                match lock.lock().add_shard(room, shard) {
-                    Ok(()) => break,
-                    Err((_, back)) => shard = back,
-                }
-            }
-        }
-        Ok(())
     }
 
     /// A snapshot leaves the slots. May sleep.

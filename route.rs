@@ -25,6 +25,23 @@ use crate::{
 };
 use kernel::{prelude::*, sync::Arc};
 
+/// What a bio asks for.
+#[derive(Clone, Copy)]
+struct Ask {
+    is_write: bool,
+    /// Whether it must be durable when it ends.
+    is_fua: bool,
+}
+
+impl Ask {
+    fn of(bio: &Bio<Io>) -> Self {
+        Self {
+            is_write: bio.op() == Op::Write,
+            is_fua: bio.op() == Op::Write && bio.is_fua(),
+        }
+    }
+}
+
 /// What becomes of a bio that is looked at under the lock of its slot.
 enum Step {
     /// It goes to the origin, and is tracked if it is a read.
@@ -38,7 +55,7 @@ enum Step {
     /// It waits until fewer chunks are being copied.
     Throttle,
     /// More memory is needed before it can be said.
-    Memory(Option<Need>),
+    Memory(Lack),
     /// It fails.
     Fail,
 }
@@ -47,17 +64,17 @@ enum Step {
 fn decide<'a>(
     live: &'a Arc<Live>,
     range: Sectors,
-    is_write: bool,
+    ask: Ask,
     memory: &mut Memory,
 ) -> (Option<SlotGuard<'a>>, Step, Sector) {
     loop {
         let Some((index, mut slot)) = live.origin.lock_slot(Sector(range.start)) else {
             return (None, Step::Fail, Sector(range.end));
         };
-        match decide_locked(&mut slot, index, live, range, is_write, memory) {
-            (Step::Memory(need), _) => {
+        match decide_locked(&mut slot, index, live, range, ask, memory) {
+            (Step::Memory(lack), _) => {
                 drop(slot);
-                if memory.get(need).is_err() {
+                if memory.get(lack, live).is_err() {
                     live.fail(Failure::NoMemory);
                 }
             }
@@ -67,7 +84,11 @@ fn decide<'a>(
 }
 
 /// A new bio.
-pub(crate) fn map(live: &Arc<Live>, devices: &Devices, mut incoming: Incoming<Io>) -> Mapped<Io> {
+pub(crate) fn map(
+    live: &Arc<Live>,
+    devices: &Devices,
+    mut incoming: Incoming<'_, Io>,
+) -> Mapped<Io> {
     if incoming.bio().is_flush() {
         return map_flush(live, devices, incoming.into_bio());
     }
@@ -76,11 +97,11 @@ pub(crate) fn map(live: &Arc<Live>, devices: &Devices, mut incoming: Incoming<Io
         .end
         .min(live.origin.spans().end_of(Sector(range.start)).0);
     let op = incoming.bio().op();
-    if op == Op::Other || range.is_empty() {
+    if op == Op::Other || range.is_empty() || range.end > devices.origin.sectors() {
         return Mapped::Kill(incoming.into_bio());
     }
     let mut memory = Memory::new();
-    let (slot, step, end) = decide(live, range, op == Op::Write, &mut memory);
+    let (slot, step, end) = decide(live, range, Ask::of(incoming.bio()), &mut memory);
     incoming.accept_until(end);
     match go(live, devices, incoming.into_bio(), slot, step, memory) {
         Gone::To(bio) => Mapped::Remapped(bio),
@@ -96,7 +117,7 @@ pub(crate) fn retry(live: &Arc<Live>, bio: Bio<Io>) {
         return bio.end(Err(EIO));
     };
     let mut memory = Memory::new();
-    let (slot, mut step, end) = decide(live, range, bio.op() == Op::Write, &mut memory);
+    let (slot, mut step, end) = decide(live, range, Ask::of(&bio), &mut memory);
     // It was cut to what it waited for, or to a single chunk, and what is said of that holds for
     // all of it. So this can't be; if it is, nothing may be sent to a wrong place.
     if end.0 < range.end {
@@ -176,9 +197,22 @@ fn go(
 fn undo(live: &Arc<Live>, io: Io) {
     match io {
         Io::Tracked { slot, item } => live.origin.end_item(slot, item),
-        Io::Written(saved) => live.not_saved(saved.slot, saved.item, Failure::Inconsistent),
+        Io::Written(saved, _) => {
+            live.not_saved(saved.slot, saved.item, Failure::Inconsistent);
+        }
         Io::Plain | Io::Durable => {}
     }
+}
+
+/// What memory is needed for.
+#[derive(Clone, Copy)]
+enum Lack {
+    /// A copy.
+    Copy(Need),
+    /// The exception table.
+    Table,
+    /// The records of the store.
+    Store,
 }
 
 /// Memory for what may be begun for a bio. It is got outside the lock, and used under it.
@@ -196,11 +230,12 @@ impl Memory {
     }
 
     /// Gets more of it: for a copy, or for the exception table.
-    fn get(&mut self, need: Option<Need>) -> Result {
+    fn get(&mut self, lack: Lack, live: &Live) -> Result {
         let _no_io = NoIo::enter();
-        match need {
-            Some(need) => self.copy = Some(Prepared::new(&need)?),
-            None => self.spare.refill(GFP_KERNEL)?,
+        match lack {
+            Lack::Copy(need) => self.copy = Some(Prepared::new(&need)?),
+            Lack::Table => self.spare.refill(GFP_KERNEL)?,
+            Lack::Store => live.store.grow()?,
         }
         Ok(())
     }
@@ -219,16 +254,16 @@ fn decide_locked(
     index: u32,
     live: &Arc<Live>,
     range: Sectors,
-    is_write: bool,
+    ask: Ask,
     memory: &mut Memory,
 ) -> (Step, Sector) {
     let all = Sector(range.end);
     match live.health() {
         Health::Good => {}
-        Health::Overflowed if !is_write => {}
+        Health::Overflowed if !ask.is_write => {}
         _ => return (Step::Fail, all),
     }
-    let Some(route) = slot.route(live.id, range, is_write) else {
+    let Some(route) = slot.route(live.id, range, ask.is_write) else {
         return (Step::Fail, all);
     };
     let size = live.chunk_size;
@@ -236,13 +271,13 @@ fn decide_locked(
     // decided later, holds for all of it.
     let single = size.sectors_of(size.chunks_of(Sectors::new(Sector(range.start), 1)));
     let one = Sector(single.end.min(range.end));
-    let is_copied = is_write && route.is_hole && route.way == Way::Origin;
+    let is_copied = ask.is_write && route.is_hole && route.way == Way::Origin;
     match route.way {
         Way::Wait => (Step::Wait, route.end),
         Way::Cow => {
             let at = size.first_sector(route.new).0;
             let at = at.saturating_add(size.offset_in_chunk(Sector(range.start)));
-            let io = if is_write { Io::Durable } else { Io::Plain };
+            let io = if ask.is_fua { Io::Durable } else { Io::Plain };
             (Step::Cow(Sector(at), io), route.end)
         }
         Way::Origin if !is_copied => {
@@ -258,11 +293,12 @@ fn decide_locked(
                 }
             }
         }
-        Way::Origin => first_write(slot, index, live, range, &route, one, memory),
+        Way::Origin => first_write(slot, index, live, range, &route, one, ask, memory),
     }
 }
 
 /// The first write to chunks of the snapshot that have no exception.
+#[allow(clippy::too_many_arguments)]
 fn first_write(
     slot: &mut Slot,
     index: u32,
@@ -270,6 +306,7 @@ fn first_write(
     range: Sectors,
     route: &Route,
     one: Sector,
+    ask: Ask,
     memory: &mut Memory,
 ) -> (Step, Sector) {
     let all = Sector(range.end);
@@ -286,7 +323,7 @@ fn first_write(
             Ok(Started { saved, .. }) => {
                 let end = size.first_sector(saved.old.plus(saved.len));
                 let to = size.first_sector(saved.new);
-                return (Step::Cow(to, Io::Written(saved)), end);
+                return (Step::Cow(to, Io::Written(saved, ask.is_fua)), end);
             }
             Err(stop) => stop,
         }
@@ -300,7 +337,7 @@ fn first_write(
             range: size.sectors_of(hole),
         };
         let Some(copy) = memory.copy.as_mut().filter(|copy| copy.is_enough(&need)) else {
-            return (Step::Memory(Some(need)), all);
+            return (Step::Memory(Lack::Copy(need)), all);
         };
         match slot.start_copy(at, index, hole, false, copy, &mut memory.spare) {
             Ok(_) => return (Step::Copy, one),
@@ -308,7 +345,8 @@ fn first_write(
         }
     };
     match stopped {
-        Stop::Memory => (Step::Memory(None), all),
+        Stop::Memory => (Step::Memory(Lack::Table), all),
+        Stop::Store => (Step::Memory(Lack::Store), all),
         Stop::Room => (Step::Wait, one),
         Stop::Snapshot(why) => {
             live.overflow(why);
@@ -329,21 +367,24 @@ fn map_flush(live: &Arc<Live>, devices: &Devices, mut bio: Bio<Io>) -> Mapped<Io
 
 /// A bio has ended at the device beneath. Context: any.
 pub(crate) fn end_io(live: &Arc<Live>, mut bio: Bio<Io>, result: Result) -> EndIo<Io> {
-    match core::mem::take(bio.data_mut()) {
-        Io::Plain => return EndIo::Done(bio),
+    let is_fua = match core::mem::take(bio.data_mut()) {
+        Io::Plain => false,
+        Io::Durable => true,
         Io::Tracked { slot, item } => {
             live.origin.end_item(slot, item);
-            return EndIo::Done(bio);
+            false
         }
         // The record may wait, unless an origin write waits for it already.
-        Io::Written(saved) if result.is_ok() => live.saved(saved, false),
-        Io::Written(saved) => {
-            live.not_saved(saved.slot, saved.item, Failure::WriteCow);
-            return EndIo::Done(bio);
+        Io::Written(saved, is_fua) if result.is_ok() => {
+            live.saved(saved, false);
+            is_fua
         }
-        Io::Durable => {}
-    }
-    if bio.is_fua() && result.is_ok() && live.has_volatile() {
+        Io::Written(saved, _) => {
+            live.not_saved(saved.slot, saved.item, Failure::WriteCow);
+            false
+        }
+    };
+    if is_fua && result.is_ok() && live.has_volatile() {
         return EndIo::Held(live.hold_durable(bio));
     }
     EndIo::Done(bio)

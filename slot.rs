@@ -28,8 +28,9 @@ pub(crate) enum Io {
     Plain,
     /// A snapshot read that was sent to the origin.
     Tracked { slot: u32, item: ItemId },
-    /// The first write to whole chunks of a snapshot.
-    Written(Saved),
+    /// The first write to whole chunks of a snapshot, and whether it must be durable when it
+    /// ends. The block layer takes that flag off the bio where the device beneath has no cache.
+    Written(Saved, bool),
     /// A write to a snapshot that must be durable when it ends, its record as well.
     Durable,
 }
@@ -90,6 +91,8 @@ pub(crate) struct Started {
 pub(crate) enum Stop {
     /// There is not enough memory at hand; with more, it can be tried again.
     Memory,
+    /// The same, for the records of the snapshot's store.
+    Store,
     /// There is no place to keep track of it until something else has ended.
     Room,
     /// The snapshot can't be kept.
@@ -125,24 +128,12 @@ impl Slot {
 
     /// Takes a snapshot in. `room` is an empty vector with room for one more than there are; it
     /// was allocated outside the lock.
-    ///
-    /// # Errors
-    ///
-    /// Both, if the room is too small.
-    pub(crate) fn add_shard(
-        &mut self,
-        mut room: KVec<Shard>,
-        shard: Shard,
-    ) -> Result<(), (KVec<Shard>, Shard)> {
-        if room.capacity() <= self.shards.len() {
-            return Err((room, shard));
-        }
+    pub(crate) fn add_shard(&mut self, mut room: KVec<Shard>, shard: Shard) {
         for shard in core::mem::take(&mut self.shards) {
             let _ = room.push_within_capacity(shard);
         }
         let _ = room.push_within_capacity(shard);
         self.shards = room;
-        Ok(())
     }
 
     /// Takes a snapshot out. Its bios must have ended.
@@ -249,7 +240,7 @@ impl Slot {
         let run = match live.store.alloc(hole.len(), devices.cow.sectors()) {
             Ok(run) => run,
             Err(NoChunk::Full) => return Err(Stop::Snapshot(Failure::CowFull)),
-            Err(NoChunk::NoMemory) => return Err(Stop::Memory),
+            Err(NoChunk::NoMemory) => return Err(Stop::Store),
         };
         let old = Chunks {
             start: hole.start,

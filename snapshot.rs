@@ -12,7 +12,7 @@ use crate::{
     dm::{Args, Bio, Device, EndIo, Handle, Hints, Incoming, Mapped, Setup, StatusKind, Target},
     dm_err,
     exception::{Spare, Table},
-    live::{Devices, Health, Live, NewLive, Owner},
+    live::{Dealt, Devices, Health, Live, NewLive, Owner, Tenure},
     registry::{Origin, OriginRef, Registry},
     route,
     slot::Io,
@@ -20,7 +20,7 @@ use crate::{
     table::{self, ArgError, SnapshotArgs, Status, StoreType, TableLine},
     units::{SpanSize, SECTOR_SIZE},
 };
-use kernel::{fmt, new_mutex, prelude::*, sync::Arc, sync::Mutex};
+use kernel::{fmt, prelude::*, sync::Arc};
 
 /// A line of a table with the snapshot target.
 pub(crate) struct SnapshotTarget {
@@ -31,23 +31,6 @@ pub(crate) struct SnapshotTarget {
     handle: Handle,
     store_type: StoreType,
     features: table::Features,
-    loaded: Pin<KBox<Mutex<Loaded>>>,
-}
-
-/// What has become of the exceptions that were read from the COW device.
-enum Loaded {
-    /// The snapshot has still to join its origin.
-    Waiting(Dealt),
-    /// It could not join.
-    Lost,
-    /// It has joined, or an earlier table has done that.
-    Joined,
-}
-
-/// Exceptions, dealt out to the slots.
-struct Dealt {
-    tables: KVec<Table>,
-    spans: SpanSize,
 }
 
 /// Logs what is wrong with a table line, and tells device-mapper in short.
@@ -72,36 +55,26 @@ impl Target for SnapshotTarget {
         let cow_number = devices.cow.number();
 
         let handle = setup.handle();
-        let mut snapshots = origin.snapshots.lock();
+        let shared = Arc::clone(&origin);
+        let mut snapshots = shared.snapshots.lock();
         let known = snapshots.iter().find(|s| s.cow_number == cow_number);
-        let (live, dealt) = match known {
+        let live = match known {
             Some(live) => {
-                let live = live.clone();
-                check_takeover(&live, &args).inspect_err(|_| {
+                check_takeover(live, &args).inspect_err(|_| {
                     setup.set_error(c"The snapshot is in use with other arguments");
                 })?;
-                (live, None)
+                live.clone()
             }
             None => {
-                let made = activate(registry, &origin, setup, &args, &devices);
-                let (live, dealt) = made.inspect_err(|_| {
+                let live = activate(registry, &shared, setup, &args, &devices);
+                let live = live.inspect_err(|_| {
                     setup.set_error(c"The COW device cannot be used");
                 })?;
-                (live, Some(dealt))
+                snapshots.push(live.clone(), GFP_KERNEL)?;
+                live
             }
         };
-        let is_new = dealt.is_some();
-        let loaded = match dealt {
-            Some(dealt) => Loaded::Waiting(dealt),
-            None => Loaded::Joined,
-        };
-        let loaded = KBox::pin_init(new_mutex!(loaded, "SnapshotTarget::loaded"), GFP_KERNEL)?;
-        if is_new {
-            snapshots.push(live.clone(), GFP_KERNEL)?;
-        }
-        drop(snapshots);
-        // From here on nothing fails. The first table answers for the snapshot from the start;
-        // a later one takes it over when it is resumed.
+        // From here on nothing fails.
         let target = Self {
             id: registry.new_target_id(),
             live,
@@ -110,16 +83,14 @@ impl Target for SnapshotTarget {
             handle,
             store_type: args.store,
             features: args.features,
-            loaded,
         };
-        if is_new {
-            target.own();
-        }
+        target.move_in();
+        drop(snapshots);
         setup.want_flushes();
         Ok(target)
     }
 
-    fn map(&self, bio: Incoming<Io>) -> Mapped<Io> {
+    fn map(&self, bio: Incoming<'_, Io>) -> Mapped<Io> {
         route::map(&self.live, &self.devices, bio)
     }
 
@@ -129,7 +100,7 @@ impl Target for SnapshotTarget {
 
     fn preresume(&self) -> Result {
         self.take_over()?;
-        self.join()
+        self.join().inspect_err(|_| self.set_running(false))
     }
 
     fn resume(&self) {
@@ -210,6 +181,10 @@ fn open_devices(setup: &mut Setup<'_>, args: &SnapshotArgs<'_>) -> Result<Device
 
 /// Whether a table line may go on with a snapshot that is live already.
 fn check_takeover(live: &Live, args: &SnapshotArgs<'_>) -> Result {
+    if live.tenure.lock().has_left {
+        dm_err!("the snapshot on this COW device is just being removed");
+        return Err(EBUSY);
+    }
     if args.store.is_persistent() != live.persistent().is_some() {
         dm_err!(
             "store type {} differs from that of the live snapshot on the same COW device",
@@ -236,7 +211,7 @@ fn activate(
     setup: &mut Setup<'_>,
     args: &SnapshotArgs<'_>,
     devices: &Devices,
-) -> Result<(Arc<Live>, Dealt)> {
+) -> Result<Arc<Live>> {
     let (client, cow) = (&registry.client, &devices.cow);
     let (cow_sectors, origin_sectors) = (cow.sectors(), devices.origin.sectors());
     let too_small =
@@ -280,91 +255,80 @@ fn activate(
             spans: origin.spans().with_chunks(chunk_size),
         };
     }
-    let live = Live::new(NewLive {
+    Live::new(NewLive {
         origin: origin.clone(),
         chunk_size,
         store,
         cow_number: cow.number(),
-        reports_overflow: args.store == StoreType::PersistentOverflow,
+        waiting: dealt,
         is_valid,
         client: client.clone(),
         wq: registry.wq.clone(),
-    })?;
-    Ok((live, dealt))
+    })
 }
 
 impl SnapshotTarget {
+    /// There is one target more. The first answers for the snapshot from the start; a later one
+    /// takes it over when it is resumed.
+    fn move_in(&self) {
+        let mut tenure = self.live.tenure.lock();
+        tenure.targets = tenure.targets.saturating_add(1);
+        if tenure.owner.is_none() {
+            self.own(&mut tenure, false);
+        }
+    }
+
     /// This target answers for the snapshot from now on.
-    fn own(&self) {
-        *self.live.owner.lock() = Some(self.as_owner());
-        self.live.set_devices(Some(self.devices.clone()));
+    fn own(&self, tenure: &mut Tenure, is_running: bool) {
+        tenure.owner = Some(Owner {
+            id: self.id,
+            handle: self.handle.clone(),
+            is_running,
+        });
+        let reports_overflow = self.store_type == StoreType::PersistentOverflow;
+        self.live.set_table(self.devices.clone(), reports_overflow);
     }
 
     fn set_running(&self, is_running: bool) {
-        if let Some(owner) = &mut *self.live.owner.lock() {
+        if let Some(owner) = &mut self.live.tenure.lock().owner {
             if owner.id == self.id {
                 owner.is_running = is_running;
             }
         }
     }
 
-    fn as_owner(&self) -> Owner {
-        Owner {
-            id: self.id,
-            handle: self.handle.clone(),
-            is_running: false,
-        }
-    }
-
     /// The device is about to resume with this target: it answers for the snapshot from now on.
     fn take_over(&self) -> Result {
-        let mut owner = self.live.owner.lock();
-        match &mut *owner {
-            Some(owner) if owner.id == self.id => {}
-            Some(owner) if owner.is_running => {
-                dm_err!(
-                    "the snapshot on COW device {} is in use: suspend its device first",
-                    self.devices.cow
-                );
-                return Err(EBUSY);
-            }
-            Some(other) => {
-                *other = self.as_owner();
-                self.live.set_devices(Some(self.devices.clone()));
-            }
-            None => {
-                dm_err!(
-                    "the snapshot on COW device {} has been removed since this table was loaded: \
-                     load it again",
-                    self.devices.cow
-                );
-                return Err(ENODEV);
-            }
+        let mut tenure = self.live.tenure.lock();
+        if tenure.has_left {
+            dm_err!(
+                "the snapshot on COW device {} has been removed since this table was loaded: load \
+                 it again",
+                self.devices.cow
+            );
+            return Err(ENODEV);
         }
+        let other = tenure.owner.as_ref().filter(|owner| owner.id != self.id);
+        if other.is_some_and(|owner| owner.is_running) {
+            dm_err!(
+                "the snapshot on COW device {} is in use: suspend its device first",
+                self.devices.cow
+            );
+            return Err(EBUSY);
+        }
+        self.own(&mut tenure, true);
         Ok(())
     }
 
-    /// The first time that the device is resumed, the snapshot becomes active: from this moment
-    /// on it shows what the origin holds now.
+    /// The first time that a device of it is resumed, the snapshot becomes active: from this
+    /// moment on it shows what the origin holds now.
     fn join(&self) -> Result {
         let snapshots = self.origin.snapshots.lock();
-        let mut loaded = self.loaded.lock();
-        let dealt = match core::mem::replace(&mut *loaded, Loaded::Lost) {
-            Loaded::Waiting(dealt) => dealt,
-            Loaded::Joined => {
-                *loaded = Loaded::Joined;
-                return Ok(());
-            }
-            Loaded::Lost => {
-                dm_err!(
-                    "the snapshot on COW device {} could not join its origin before: load the \
-                     table again",
-                    self.devices.cow
-                );
-                return Err(EINVAL);
-            }
+        let Some(mut dealt) = self.live.tenure.lock().waiting.take() else {
+            return Ok(());
         };
-        let members = self.try_join(dealt).inspect_err(|e| {
+        let members = self.try_join(&mut dealt);
+        let members = members.inspect_err(|e| {
             let why = match *e {
                 EBUSY => "its chunks are larger than the spans that are in use",
                 _ => "there is no memory",
@@ -374,34 +338,38 @@ impl SnapshotTarget {
                 self.devices.cow,
                 why
             );
-        })?;
-        *loaded = Loaded::Joined;
-        drop(loaded);
+        });
+        let members = match members {
+            Ok(members) => members,
+            Err(e) => {
+                // Later it may be possible.
+                self.live.tenure.lock().waiting = Some(dealt);
+                return Err(e);
+            }
+        };
         drop(snapshots);
         // Writes that were mapped before are part of the image, once they have ended. No lock
         // may be held here that a bio or another device's suspend waits for.
         for member in &members {
-            member.drain();
+            member.drain(&self.handle);
         }
         Ok(())
     }
 
     /// Puts the exceptions into the slots and makes the snapshot active. Answers the origin
-    /// targets, whose bios have to be waited for.
-    fn try_join(&self, dealt: Dealt) -> Result<KVec<Handle>> {
+    /// targets, whose bios have to be waited for. If it fails, nothing has changed.
+    fn try_join(&self, dealt: &mut Dealt) -> Result<KVec<Handle>> {
         let spans = self.origin.spans().with_chunks(self.live.chunk_size);
-        let tables = deal(dealt, spans, &self.live)?;
-        self.origin.add_shards(&self.live, tables, spans)?;
-        let members = self.origin.activate(&self.live);
-        members.inspect_err(|_| self.origin.remove_shards(self.live.id))
+        if dealt.spans != spans {
+            dealt.tables = deal(dealt, spans, &self.live)?;
+            dealt.spans = spans;
+        }
+        self.origin.join(&self.live, &mut dealt.tables, spans)
     }
 }
 
 /// Deals exceptions out anew, if the spans have become larger since.
-fn deal(dealt: Dealt, spans: SpanSize, live: &Live) -> Result<KVec<Table>> {
-    if dealt.spans == spans {
-        return Ok(dealt.tables);
-    }
+fn deal(dealt: &Dealt, spans: SpanSize, live: &Live) -> Result<KVec<Table>> {
     let mut tables = load::empty_tables()?;
     let mut spare = Spare::new();
     for run in dealt.tables.iter().flat_map(Table::iter) {
@@ -418,17 +386,27 @@ fn deal(dealt: Dealt, spans: SpanSize, live: &Live) -> Result<KVec<Table>> {
 
 impl Drop for SnapshotTarget {
     fn drop(&mut self) {
-        let mut owner = self.live.owner.lock();
-        if owner.as_ref().is_none_or(|owner| owner.id != self.id) {
-            // Another table has taken over, or is the only one that ever was resumed.
+        let mut tenure = self.live.tenure.lock();
+        tenure.targets = tenure.targets.saturating_sub(1);
+        let is_owner = tenure
+            .owner
+            .as_ref()
+            .is_some_and(|owner| owner.id == self.id);
+        if is_owner {
+            tenure.owner = None;
+        }
+        // A snapshot that has not joined yet can still do so with another table. One that has,
+        // goes with the table that answers for it.
+        let is_last = tenure.targets == 0;
+        if tenure.has_left || !(is_last || is_owner && tenure.waiting.is_none()) {
             return;
         }
-        *owner = None;
-        drop(owner);
+        tenure.has_left = true;
+        drop(tenure);
+        // As long as anything is under way, nobody may read the COW device anew.
+        self.live.leave();
         let mut snapshots = self.origin.snapshots.lock();
         let id = self.live.id;
         snapshots.retain(|live| live.id != id);
-        drop(snapshots);
-        self.live.leave();
     }
 }

@@ -28,6 +28,11 @@ pub(super) struct Attached<P> {
     data: P,
 }
 
+impl<P> Attached<P> {
+    /// device-mapper aligns the data to this, and no further.
+    pub(super) const FITS: () = assert!(core::mem::align_of::<Self>() <= 8);
+}
+
 /// What a bio asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Op {
@@ -76,6 +81,7 @@ impl<P: PerBio> Bio<P> {
     pub(super) unsafe fn attach(bio: NonNull<bindings::bio>, target: *mut sys::dm_target) -> Self {
         // SAFETY: The caller vouches for the size of the per-bio data.
         let attached = unsafe { Self::attached_ptr(bio) };
+        let () = Attached::<P>::FITS;
         let value = Attached {
             target,
             is_remapped: false,
@@ -171,6 +177,11 @@ impl<P: PerBio> Bio<P> {
         self.attached_mut().is_remapped = true;
     }
 
+    /// The raw bio. To be compared, not to be followed.
+    pub(super) fn as_raw(&self) -> NonNull<bindings::bio> {
+        self.bio
+    }
+
     /// Whether the bio has a device beneath to go to.
     pub(super) fn is_remapped(&self) -> bool {
         self.attached().is_remapped
@@ -205,14 +216,16 @@ impl<P: PerBio> Drop for Bio<P> {
 }
 
 /// A bio on its way through `map`, where it can still be cut.
-pub(crate) struct Incoming<P: PerBio>(Bio<P>);
+///
+/// It can't be kept longer than the call.
+pub(crate) struct Incoming<'a, P: PerBio>(Bio<P>, PhantomData<&'a ()>);
 
-impl<P: PerBio> Incoming<P> {
+impl<P: PerBio> Incoming<'_, P> {
     /// # Safety
     ///
-    /// Only for a bio that device-mapper is just mapping.
+    /// Only for a bio that device-mapper is just mapping, for a lifetime that ends with that.
     pub(super) unsafe fn new(bio: Bio<P>) -> Self {
-        Self(bio)
+        Self(bio, PhantomData)
     }
 
     /// Takes only the first sectors, up to `end`; device-mapper sends the rest again as another

@@ -66,8 +66,13 @@ impl Handle {
     /// Waits until all bios that the target's device had accepted before have ended. Those that
     /// come meanwhile wait and go on afterwards. May sleep for as long as a bio takes.
     ///
-    /// Must not be called by what those bios wait for. Takes the device's suspend lock.
-    pub(crate) fn drain(&self) {
+    /// Must not be called by what those bios wait for. Takes the device's suspend lock; to be
+    /// called from `preresume` of the target `own`, whose device's lock is held already: if it is
+    /// the same device, it is suspended, and nothing is done.
+    pub(crate) fn drain(&self, own: &Handle) {
+        if self.mapped_device() == own.mapped_device() {
+            return;
+        }
         let Some(held) = self.hold() else { return };
         // SAFETY: The device is held. Together with the next call this is a pair.
         unsafe { sys::dm_internal_suspend_fast(held.as_ptr()) };
@@ -75,6 +80,15 @@ impl Handle {
         unsafe { sys::dm_internal_resume_fast(held.as_ptr()) };
         // SAFETY: The reference is that of `hold`.
         unsafe { sys::dm_put(held.as_ptr()) };
+    }
+
+    /// The mapped device. To be compared, not to be followed.
+    fn mapped_device(&self) -> *mut sys::mapped_device {
+        match &*self.0.target.lock() {
+            // SAFETY: By the invariant, the target is valid, and its table with it.
+            Some(target) => unsafe { sys::dm_table_get_md((*target.0.as_ptr()).table) },
+            None => core::ptr::null_mut(),
+        }
     }
 
     /// Takes a reference to the mapped device. `None` if it is about to go, or has gone.

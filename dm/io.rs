@@ -103,7 +103,8 @@ impl Client {
     ) -> Result {
         let Span { at, offset, bytes } = span;
         let end = offset.checked_add(bytes).ok_or(EINVAL)?;
-        if bytes == 0 || end > buffer.len() {
+        let is_whole = offset % 512 == 0 && bytes % 512 == 0;
+        if bytes == 0 || !is_whole || end > buffer.len() {
             return Err(EINVAL);
         }
         let (list, within) = buffer.list_at(offset).ok_or(EINVAL)?;
@@ -111,7 +112,7 @@ impl Client {
         let mut region = sys::dm_io_region {
             bdev: device.bdev(),
             sector: at.0,
-            count: bytes.div_ceil(512) as u64,
+            count: bytes as u64 / 512,
         };
         let mut request = sys::dm_io_request {
             bi_opf: opf,

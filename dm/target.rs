@@ -84,7 +84,7 @@ pub(crate) trait Target: Sized + Send + Sync + 'static {
     fn new(context: &Self::Context, setup: &mut Setup<'_>, args: &Args<'_>) -> Result<Self>;
 
     /// A bio has come. Process context; must not wait for other bios.
-    fn map(&self, bio: Incoming<Self::PerBio>) -> Mapped<Self::PerBio>;
+    fn map(&self, bio: Incoming<'_, Self::PerBio>) -> Mapped<Self::PerBio>;
 
     /// A bio has ended at the device beneath, or by [`Bio::end`].
     ///
@@ -329,10 +329,19 @@ impl<T: Target> Adapter<T> {
         // SAFETY: device-mapper gives a constructed target.
         let instance = unsafe { Self::instance(ti) };
         // SAFETY: device-mapper gives us the bio, with the per-bio data that `ctr` asked for.
-        let bio = unsafe { Bio::attach(bio, ti) };
-        // SAFETY: device-mapper is mapping it.
-        let bio = unsafe { Incoming::new(bio) };
-        match instance.inner.map(bio) {
+        let given = unsafe { Bio::attach(bio, ti) };
+        // SAFETY: device-mapper is mapping it, until this returns.
+        let incoming = unsafe { Incoming::new(given) };
+        match instance.inner.map(incoming) {
+            // The target has kept the given bio and answered with another one.
+            Mapped::Remapped(other) if other.as_raw() != bio => {
+                other.submit();
+                sys::DM_MAPIO_SUBMITTED as c_int
+            }
+            Mapped::Kill(other) if other.as_raw() != bio => {
+                other.end(Err(EIO));
+                sys::DM_MAPIO_SUBMITTED as c_int
+            }
             Mapped::Remapped(bio) if bio.is_remapped() => {
                 bio.into_raw();
                 sys::DM_MAPIO_REMAPPED as c_int
@@ -364,8 +373,13 @@ impl<T: Target> Adapter<T> {
             return sys::DM_ENDIO_DONE as c_int;
         };
         // SAFETY: `map` attached the per-bio data, and device-mapper hands the bio over again.
-        let bio = unsafe { Bio::from_raw(bio) };
-        match instance.inner.end_io(bio, result) {
+        let given = unsafe { Bio::from_raw(bio) };
+        match instance.inner.end_io(given, result) {
+            // The target has kept the given bio and answered with another one.
+            EndIo::Done(other) if other.as_raw() != bio => {
+                other.end(result);
+                sys::DM_ENDIO_INCOMPLETE as c_int
+            }
             EndIo::Done(bio) => {
                 bio.into_raw();
                 sys::DM_ENDIO_DONE as c_int

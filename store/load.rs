@@ -144,7 +144,7 @@ pub(crate) fn load(
         // Whatever the metadata says, nobody will ask for it.
         (Allocator::fresh(layout), Cursor::fresh(layout))
     };
-    let store = Persistent::new(*layout, origin_sectors, allocator, cursor, tail);
+    let store = Persistent::new(*layout, origin_sectors, allocator, cursor, tail)?;
     let store = KBox::pin_init(store, GFP_KERNEL)?;
     if found.is_valid {
         zero_current(client, cow, &store)?;

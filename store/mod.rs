@@ -58,6 +58,18 @@ impl Store {
         }
     }
 
+    /// After [`NoChunk::NoMemory`]: gets more memory to keep track of chunks. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn grow(&self) -> Result {
+        match self {
+            Store::Persistent(store) => store.grow(),
+            Store::Transient(_) => Ok(()),
+        }
+    }
+
     /// Takes chunks back that were handed out and not used.
     ///
     /// Context: under the lock of a slot.

@@ -43,13 +43,16 @@ pub(crate) struct Persistent {
     state: SpinLockIrq<State>,
 }
 
+/// For how many runs there is room from the beginning.
+const ROOM: usize = 256;
+
 struct State {
     layout: Layout,
     allocator: Allocator,
     cursor: Cursor,
     /// Exceptions whose data is on the COW device, in the order in which their records are
     /// written. There is always room for `outstanding` of them.
-    ready: KVec<Saved>,
+    ready: KVVec<Saved>,
     /// How many records of the first of them are on stable media already.
     head: u64,
     /// How many records there are in `ready` which are not.
@@ -59,7 +62,15 @@ struct State {
     /// The block in which the next record goes, as it is on the device.
     tail: KVec<u8>,
     in_flight: Option<Batch>,
+    /// How many runs have ever been added.
+    added: u64,
+    /// How many of them have been taken out again.
+    taken: u64,
 }
+
+/// A moment in the sequence of records.
+#[derive(Clone, Copy)]
+pub(crate) struct Mark(u64);
 
 /// Something to write: from the beginning of the lane's buffer.
 #[derive(Clone, Copy)]
@@ -76,11 +87,7 @@ pub(crate) enum Next {
     Nothing,
     /// These are to be written, a lane each, and all of it must be on stable media in the end;
     /// what was written to the COW device before, must be there first.
-    Commit {
-        writes: [Option<Write>; LANES],
-        /// No records are left that do not belong to it.
-        is_all: bool,
-    },
+    Commit { writes: [Option<Write>; LANES] },
     /// An area has to be zeroed before anything can be written.
     Zero,
     /// The metadata has come to the end of the device.
@@ -89,31 +96,42 @@ pub(crate) enum Next {
 
 impl Persistent {
     /// A store whose metadata was read, or freshly made. `tail` is the block in which the next
-    /// record goes, as it is on the device.
+    /// record goes, as it is on the device. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     pub(crate) fn new(
         layout: Layout,
         origin_sectors: u64,
         allocator: Allocator,
         cursor: Cursor,
         tail: KVec<u8>,
-    ) -> impl PinInit<Self> {
+    ) -> Result<impl PinInit<Self>> {
         let block = tail.len() as u32;
         let state = State {
             layout,
             allocator,
             cursor,
-            ready: KVec::new(),
+            ready: KVVec::with_capacity(ROOM, GFP_KERNEL)?,
             head: 0,
             records: 0,
             outstanding: 0,
             tail,
             in_flight: None,
+            added: 0,
+            taken: 0,
         };
-        pin_init!(Self {
+        Ok(pin_init!(Self {
             block,
             origin_sectors,
-            state <- new_spinlock_irq!(state),
-        })
+            state <- new_spinlock_irq!(state, "Persistent::state"),
+        }))
+    }
+
+    /// The bytes of a logical block of the COW device: what metadata is written in.
+    pub(crate) fn block_size(&self) -> usize {
+        self.block as usize
     }
 
     /// See [`super::Store::alloc`].
@@ -131,16 +149,29 @@ impl Persistent {
         // The place for the record comes first: once data is saved, nothing may fail any more.
         let needed = state.outstanding.saturating_add(1);
         if state.ready.capacity() < needed {
-            let missing = needed.saturating_sub(state.ready.len());
-            let flags = GFP_NOWAIT | kernel::alloc::flags::__GFP_NOWARN;
-            state
-                .ready
-                .reserve(missing, flags)
-                .map_err(|_| NoChunk::NoMemory)?;
+            return Err(NoChunk::NoMemory);
         }
         let run = state.allocator.alloc(want).ok_or(NoChunk::Full)?;
         state.outstanding = needed;
         Ok(run)
+    }
+
+    /// See [`super::Store::grow`].
+    pub(super) fn grow(&self) -> Result {
+        let wanted = self.state.lock().ready.capacity().saturating_mul(2);
+        let mut larger = KVVec::with_capacity(wanted.max(ROOM), GFP_KERNEL)?;
+        let mut state = self.state.lock();
+        // Somebody else may have been quicker.
+        if larger.capacity() > state.ready.capacity() {
+            for saved in &state.ready {
+                let _ = larger.push_within_capacity(*saved);
+            }
+            core::mem::swap(&mut larger, &mut state.ready);
+        }
+        drop(state);
+        // What was outgrown is freed here, without the lock.
+        drop(larger);
+        Ok(())
     }
 
     /// See [`super::Store::give_back`].
@@ -168,6 +199,7 @@ impl Persistent {
         let mut state = self.state.lock();
         // `alloc` made room, one place for each run that it handed out.
         let _ = state.ready.push_within_capacity(saved);
+        state.added = state.added.wrapping_add(1);
         state.records = state.records.saturating_add(saved.len);
         state.records
     }
@@ -181,6 +213,18 @@ impl Persistent {
     /// Whether there are records that are not on stable media.
     pub(crate) fn has_volatile(&self) -> bool {
         !self.state.lock().ready.is_empty()
+    }
+
+    /// A mark behind all records that have been added so far.
+    pub(crate) fn mark(&self) -> Mark {
+        Mark(self.state.lock().added)
+    }
+
+    /// Whether all records before the mark are on stable media, or will never be.
+    pub(crate) fn is_past(&self, mark: Mark) -> bool {
+        let taken = self.state.lock().taken;
+        // Sequence numbers, compared as such.
+        mark.0.wrapping_sub(taken) as i64 <= 0
     }
 
     /// What is to be done next; the bytes are in the lanes' buffers then.
@@ -216,10 +260,7 @@ impl Persistent {
             }
         }
         state.in_flight = Some(batch);
-        Next::Commit {
-            writes,
-            is_all: batch.records() == state.records,
-        }
+        Next::Commit { writes }
     }
 
     /// What [`Self::begin`] said to write is on stable media.
@@ -252,6 +293,7 @@ impl Persistent {
         state.ready.copy_within(taken.., 0);
         state.ready.truncate(left);
         state.outstanding = state.outstanding.saturating_sub(taken);
+        state.taken = state.taken.wrapping_add(taken as u64);
         state.ready.first().is_some_and(|s| state.head >= s.len)
     }
 

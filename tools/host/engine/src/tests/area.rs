@@ -656,7 +656,7 @@ proptest! {
     /// 32 records an area in one block: a batch goes over several areas.
     #[test]
     fn records_survive_crashes_in_small_areas(
-        chunks in 3..250u64,
+        chunks in 3..if cfg!(miri) { 70 } else { 250u64 },
         steps in prop::collection::vec(step(), 0..if cfg!(miri) { 8 } else { 40 }),
     ) {
         simulate(1, chunks, 512, &steps);
@@ -664,6 +664,7 @@ proptest! {
 
     /// 128 records an area in four blocks: of a batch the later ones may be there alone.
     #[test]
+    #[cfg_attr(miri, ignore = "slow")]
     fn records_survive_crashes_in_large_areas(
         chunks in 3..600u64,
         steps in prop::collection::vec(step(), 0..if cfg!(miri) { 4 } else { 40 }),
@@ -673,6 +674,7 @@ proptest! {
 
     /// The same with blocks of 2 KiB.
     #[test]
+    #[cfg_attr(miri, ignore = "slow")]
     fn records_survive_crashes_in_large_blocks(
         chunks in 3..600u64,
         steps in prop::collection::vec(step(), 0..if cfg!(miri) { 4 } else { 40 }),
