@@ -26,7 +26,7 @@
 //! From the outside to the inside; a lock may be taken while those above it are held.
 //!
 //! 1. device-mapper's suspend lock of a snapshot's device, then that of an origin's;
-//! 2. `Registry::origins`; `Origin::snapshots`, then `Origin::members`;
+//! 2. `Registry::origins`, then `Origin::snapshots`, then `Origin::members`;
 //! 3. `Live::tenure`, then the target of a `dm::Handle`;
 //! 4. a slot of `Origin::slots`: never two at a time;
 //! 5. `Live::commit`;

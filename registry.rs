@@ -71,6 +71,16 @@ impl Registry {
         self.next_target_id.fetch_add(1, Relaxed)
     }
 
+    /// Whether a COW device is in use by a snapshot of another origin. May sleep.
+    pub(crate) fn is_cow_elsewhere(&self, cow_number: u32, origin: &Arc<Origin>) -> bool {
+        let origins = self.origins.lock();
+        let mut others = origins.iter().filter(|e| !Arc::ptr_eq(&e.origin, origin));
+        others.any(|other| {
+            let snapshots = other.origin.snapshots.lock();
+            snapshots.iter().any(|live| live.cow_number == cow_number)
+        })
+    }
+
     /// The origin on that device; made, if this is the first target that uses it. May sleep.
     ///
     /// # Errors

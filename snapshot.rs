@@ -54,6 +54,15 @@ impl Target for SnapshotTarget {
         let origin = registry.origin(&devices.origin)?;
         let cow_number = devices.cow.number();
 
+        if registry.is_cow_elsewhere(cow_number, &origin) {
+            dm_err!(
+                "COW device {} is in use by a snapshot of another origin",
+                devices.cow
+            );
+            setup.set_error(c"COW device is in use by another snapshot");
+            return Err(EBUSY);
+        }
+
         let handle = setup.handle();
         let shared = Arc::clone(&origin);
         let mut snapshots = shared.snapshots.lock();

@@ -109,7 +109,8 @@ pub(crate) struct ChunkSize {
 }
 
 impl ChunkSize {
-    /// The largest chunk size that the table line can ask for, in sectors.
+    /// The largest size in sectors that the type takes; `table.rs` and the format on disk set
+    /// a lower limit.
     pub(crate) const MAX: u64 = (1 << 31) - 1;
 
     /// A chunk of `sectors` sectors.

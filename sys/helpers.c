@@ -116,7 +116,7 @@ unsigned int dmsnap_bdev_physical_block_size(struct block_device *bdev)
 static int dmsnap_cow_threshold = 2048;
 module_param_named(snapshot_cow_threshold, dmsnap_cow_threshold, int, 0644);
 MODULE_PARM_DESC(snapshot_cow_threshold,
-		 "Number of chunks that may be on their way to the COW devices at a time");
+		 "Number of chunks of an origin that may be on their way to its COW devices at a time");
 
 int dmsnap_param_cow_threshold(void)
 {
@@ -126,4 +126,3 @@ int dmsnap_param_cow_threshold(void)
 /* device-mapper asks for the module of a target by dm-<name>. */
 MODULE_ALIAS("dm-snapshot-rs");
 MODULE_ALIAS("dm-snap-origin-rs");
-MODULE_ALIAS("dm-snap-merge-rs");

@@ -33,10 +33,10 @@ answer ends with a line "ok" or "error: TEXT".
       OP is read, write or flush.
   unhold
       Take back all that was said by hold. What is held stays held.
-  list
+  list [DEVICE]
       What is held, oldest first: ID OP DEVICE OFFSET LENGTH.
-  wait-held N [SECONDS]
-      Wait until at least N requests are held; answers like list.
+  wait-held N [SECONDS [DEVICE]]
+      Wait until at least N requests (of this device) are held; answers like list.
   wait-covered OP DEVICE OFFSET LENGTH [SECONDS [AFTER]]
       Wait until every byte of the range is in a held request that came after
       the event with the number AFTER; answers with these requests.
@@ -191,15 +191,15 @@ def do_unhold():
     return ()
 
 
-def do_list():
+def do_list(device=None):
     # What was released is no longer held, though its thread may not have run yet.
-    return [str(r) for r in held.values() if not r.verdict]
+    return [str(r) for r in held.values() if not r.verdict and device in (None, r.device)]
 
 
-def do_wait_held(count, seconds=None):
-    if not changed.wait_for(lambda: len(do_list()) >= int(count), deadline(seconds)):
-        raise Refused(f"{len(do_list())} requests are held, not {count}")
-    return do_list()
+def do_wait_held(count, seconds=None, device=None):
+    if not changed.wait_for(lambda: len(do_list(device)) >= int(count), deadline(seconds)):
+        raise Refused(f"{len(do_list(device))} requests are held, not {count}")
+    return do_list(device)
 
 
 def do_wait_covered(op, device, offset, length, seconds=None, after="0"):

@@ -75,7 +75,7 @@ frozen() {
 	modprobe "$fs" 2>/dev/null || grep -qw "$fs" /proc/filesystems || skip "no $fs in this kernel"
 	dev=$(blk_create 128)
 	cow=$(blk_create 128)
-	mkdir "$origin" "$snap"
+	mkdir -p "$origin" "$snap"
 	origin_create origin "$dev"
 	make_fs "$fs" "$(path origin)"
 	mount -t "$fs" "$(path origin)" "$origin"

@@ -218,8 +218,9 @@ test_cow_that_cannot_be_written() {
 	local store sum
 	for store in P N; do
 		dev=$(blk_create 8)
-		# Sectors from the middle of the first MiB on are bad.
-		space=$(blk_create 16 badblocks=+1024-4095)
+		# Bad are the second half of the first MiB:
+		# only data is there.
+		space=$(blk_create 16 badblocks=+1024-2047)
 		pattern "$dev" 1
 		origin_create origin "$dev"
 		snap_add origin snap "$dev" "$space" "$store" 8

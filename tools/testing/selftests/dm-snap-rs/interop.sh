@@ -40,11 +40,11 @@ test_4k_chunks_c_then_rust_then_c() { turns P 8 c rs c; }
 
 test_4k_chunks_rust_then_c_then_rust() { turns P 8 rs c rs; }
 
-test_16k_chunks_c_then_rust_then_c() { turns P 32 c rs c; }
+test_16k_chunks_c_then_rust() { turns P 32 c rs; }
 
-test_64k_chunks_rust_then_c_then_rust() { turns PO 128 rs c rs; }
+test_64k_chunks_rust_then_c() { turns PO 128 rs c; }
 
-test_512k_chunks_c_then_rust_then_c() { turns P 1024 c rs c; }
+test_512k_chunks_rust_then_c() { turns P 1024 rs c; }
 
 # border COUNT FIRST SECOND - FIRST writes exactly COUNT records, SECOND goes on.
 # At 256 records the first area of 4K chunks is full.
@@ -78,13 +78,13 @@ border() {
 	equal "$(digest "$(path snap)")" "$sum" "SNAP, opened by $first again"
 }
 
-test_one_record_below_an_area_border() { border 255 c rs; remove_all; border 255 rs c; }
+test_one_record_below_an_area_border() { border 255 c rs; }
 
 test_exactly_at_an_area_border() { border 256 c rs; remove_all; border 256 rs c; }
 
-test_one_record_above_an_area_border() { border 257 c rs; remove_all; border 257 rs c; }
+test_one_record_above_an_area_border() { border 257 rs c; }
 
-test_exactly_at_the_second_area_border() { border 512 c rs; remove_all; border 512 rs c; }
+test_exactly_at_the_second_area_border() { border 512 rs c; }
 
 test_an_invalid_snapshot_of_the_other_target() {
 	local dev cow first

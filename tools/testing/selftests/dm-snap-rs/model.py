@@ -8,8 +8,6 @@ model.py digest DEVICE [OFFSET COUNT]
     Prints a checksum of COUNT sectors from sector OFFSET, read directly.
 model.py sequential read|write DEVICE MIB [OFFSET]
     Direct I/O of 1 MiB from sector OFFSET on, each from memory in one piece.
-model.py exclusive DEVICE...
-    Fails unless each device can be opened exclusively.
 model.py run --seed N --origin DEVICE [--snap DEVICE=COMMAND]... [options]
     Concurrent jobs read and write an origin and its snapshots at random, while
     a model in memory keeps what each device must show.  COMMAND creates the
@@ -377,15 +375,6 @@ def sequential(args):
     os.close(fd)
 
 
-def exclusive(args):
-    """The exclusive command."""
-    for device in args.devices:
-        try:
-            os.close(os.open(device, os.O_RDONLY | os.O_EXCL))
-        except OSError as error:
-            sys.exit(f"{device}: {error}")
-
-
 def main():
     """Reads the command line."""
     parser = argparse.ArgumentParser()
@@ -403,8 +392,6 @@ def main():
     sub.add_argument("device")
     sub.add_argument("mib", type=int)
     sub.add_argument("offset", type=int, nargs="?", default=0)
-    sub = commands.add_parser("exclusive")
-    sub.add_argument("devices", nargs="+")
     sub = commands.add_parser("run")
     sub.add_argument("--seed", type=int, required=True)
     sub.add_argument("--ops", type=int, default=400)
@@ -415,8 +402,7 @@ def main():
     sub.add_argument("--snap", action="append", default=[],
                      metavar="DEVICE=COMMAND")
     args = parser.parse_args()
-    plain = {"fill": fill, "digest": digest, "sequential": sequential,
-             "exclusive": exclusive}
+    plain = {"fill": fill, "digest": digest, "sequential": sequential}
     if args.command in plain:
         plain[args.command](args)
     else:

@@ -9,7 +9,7 @@
 
 # devices - DEV with a pattern, two COW devices; `sum` is what SNAP must show.
 devices() {
-	dev=$(blk_create 16)
+	dev=$(blk_create 8)
 	cow=$(blk_create 32)
 	cow2=$(blk_create 32)
 	pattern "$dev" 1

@@ -22,11 +22,11 @@ load() {
 # again STORE CHUNK - removes and creates again, with writes in between.
 again() {
 	local sum round numbers
-	devices 32
+	devices 24
 	origin_create origin "$dev"
 	snap_add origin snap "$dev" "$cow" "$1" "$2"
 	for round in 1 2; do
-		load $((150 * LOAD)) "$round"
+		load $((120 * LOAD)) "$round"
 		sum=$(digest "$(path snap)")
 		numbers=$(status snap)
 		dm_remove snap

@@ -16,7 +16,7 @@ hold_cow() {
 
 # stage N - waits for the next held write of COW, the Nth; its number is in STAGE.
 stage() {
-	stall wait-held 1 "$WAIT" || {
+	stall wait-held 1 "$WAIT" cow || {
 		show_log
 		fail "there is no write number $1 of COW"
 	}

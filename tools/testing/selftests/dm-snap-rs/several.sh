@@ -49,7 +49,7 @@ stop_load() {
 	wait "$LOAD_PID" || fail "the load found wrong data"
 }
 
-rounds=$((8 * LOAD))
+rounds=$((4 * LOAD))
 
 test_snapshots_come_and_go_under_writes() {
 	local i
@@ -196,9 +196,9 @@ test_queued_writes_when_the_snapshot_is_removed() {
 	local i pid
 	devices
 	for ((i = 0; i < rounds; i++)); do
-		dd if=/dev/zero of="$(path snap)" bs=256K oflag=direct status=none &
+		dd if=/dev/zero of="$(path snap)" bs=256K count=64 oflag=direct status=none &
 		pid=$!
-		dd if=/dev/zero of="$(path origin)" bs=256K oflag=direct status=none
+		dd if=/dev/zero of="$(path origin)" bs=256K count=64 oflag=direct status=none
 		kill "$pid" 2>/dev/null || true
 		wait "$pid" || true
 		wait_for 10 dmsetup remove "${PREFIX}snap"
