@@ -667,7 +667,7 @@ proptest! {
     #[cfg_attr(miri, ignore = "slow")]
     fn records_survive_crashes_in_large_areas(
         chunks in 3..600u64,
-        steps in prop::collection::vec(step(), 0..if cfg!(miri) { 4 } else { 40 }),
+        steps in prop::collection::vec(step(), 0..40),
     ) {
         simulate(4, chunks, 512, &steps);
     }
@@ -677,7 +677,7 @@ proptest! {
     #[cfg_attr(miri, ignore = "slow")]
     fn records_survive_crashes_in_large_blocks(
         chunks in 3..600u64,
-        steps in prop::collection::vec(step(), 0..if cfg!(miri) { 4 } else { 40 }),
+        steps in prop::collection::vec(step(), 0..40),
     ) {
         simulate(8, chunks, 2048, &steps);
     }
