@@ -151,7 +151,8 @@ impl IoDone for Live {
 impl Live {
     /// A record was added to the store, so that `waiting` of them wait now. Context: any.
     pub(crate) fn record_added(self: &Arc<Self>, waiting: u64, is_urgent: bool) {
-        if is_urgent || waiting >= MAX_DELAYED || self.health() == Health::Invalid {
+        // Nothing is put off for a snapshot that is invalid or about to leave.
+        if is_urgent || waiting >= MAX_DELAYED || self.guards() == Health::Invalid {
             self.commit_now();
         } else {
             self.start_timer();
@@ -371,6 +372,7 @@ impl Live {
         self.end_committed();
         let mut commit = self.commit.lock();
         commit.is_due = false;
+        commit.goal = None;
         commit.finished = commit.finished.wrapping_add(1);
         let mut bios = commit.flush_next.take();
         bios.append(commit.flush_now.take());

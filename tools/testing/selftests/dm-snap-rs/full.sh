@@ -200,7 +200,8 @@ test_cow_that_ends_at_an_area_border() {
 	origin_create origin "$dev"
 	linear_create cow "$space" $(((1 + 2 * 257) * 8))
 	snap_add origin snap "$dev" "$(path cow)" P 8
-	dd if=/dev/urandom of="$(path origin)" bs=4K count=511 oflag=direct status=none
+	dd if=/dev/urandom of="$(path origin)" bs=2044K count=1 oflag=direct \
+		iflag=fullblock status=none
 	equal "$(digest "$(path snap)")" "$sum" "SNAP when all is in use"
 	matches "$(status snap)" '^41[0-9][0-9]/4120 ' "the status"
 	dm_remove snap

@@ -58,7 +58,8 @@ border() {
 	origin_create origin "$dev"
 	snap_add origin snap "$dev" "$cow" P 8
 	sum=$(digest "$(path snap)")
-	dd if=/dev/urandom of="$(path origin)" bs=4K count="$count" oflag=direct status=none
+	dd if=/dev/urandom of="$(path origin)" bs=$((count * 4))K count=1 oflag=direct \
+		iflag=fullblock status=none
 	dm_remove snap origin
 	equal "$(python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")")" "$count valid" "records of $first"
 	use_targets "$second"
