@@ -102,11 +102,10 @@ pub(crate) fn retry(origin: &Arc<Origin>, bio: Bio<Io>) {
 
 /// What became of the attempt to save what an origin write is going to change.
 enum Attempt {
-    /// A copy is to be begun; the bio waits in its slot.
-    Begin,
-    /// Nothing could be begun; look again, with more memory: for the exception tables, or for the
-    /// records of this snapshot.
-    Again(Option<Arc<Live>>),
+    /// As much was begun as there was room for.
+    Done,
+    /// More memory is needed: for the exception tables, or for the records of this snapshot.
+    Memory(Option<Arc<Live>>),
 }
 
 /// A write to the origin: gives the bio back if it may go, else it has been put where it is
@@ -119,49 +118,49 @@ fn write(origin: &Arc<Origin>, bio: Bio<Io>) -> Result<Bio<Io>, Queued> {
         let Some((index, mut slot)) = origin.lock_slot(Sector(range.start)) else {
             return Ok(bio);
         };
-        let need = match slot.judge(range) {
+        let begun = prepared.as_ref().is_some_and(|copy| !copy.is_empty());
+        match slot.judge(range) {
             Verdict::Go => return Ok(bio),
-            Verdict::Wait => {
-                // What is volatile was put off, until now.
-                for shard in &slot.shards {
-                    if slot.flight.volatile(range).any(|id| id == shard.live.id) {
-                        shard.live.commit_now();
+            Verdict::Wait => {}
+            Verdict::Save(_) if !begun && origin.is_crowded() => {
+                drop(slot);
+                return Err(origin.throttle(bio));
+            }
+            Verdict::Save(need) => {
+                let copy = prepared.as_mut();
+                let Some(copy) = copy.filter(|copy| begun || copy.is_enough(&need)) else {
+                    drop(slot);
+                    match Prepared::new(&need) {
+                        Ok(more) => prepared = Some(more),
+                        Err(_) => out_of_memory(origin, range),
                     }
+                    continue;
+                };
+                if let Attempt::Memory(store) = begin(&mut slot, index, range, copy, &mut spare) {
+                    drop(slot);
+                    // What has been begun keeps its place meanwhile, and is part of the one copy
+                    // that saves this for all snapshots.
+                    let _no_io = NoIo::enter();
+                    let grown = store.map_or(Ok(()), |live| live.store.grow());
+                    if grown.is_err() || spare.refill(GFP_KERNEL).is_err() {
+                        out_of_memory(origin, range);
+                    }
+                    continue;
                 }
-                return Err(slot.wait_origin(bio));
-            }
-            Verdict::Save(need) => need,
-        };
-        if origin.is_crowded() {
-            drop(slot);
-            return Err(origin.throttle(bio));
-        }
-        let Some(copy) = prepared.as_mut().filter(|p| p.is_enough(&need)) else {
-            drop(slot);
-            match Prepared::new(&need) {
-                Ok(more) => prepared = Some(more),
-                Err(_) => out_of_memory(origin, range),
-            }
-            continue;
-        };
-        match begin(&mut slot, index, range, copy, &mut spare) {
-            Attempt::Again(store) => {
-                drop(slot);
-                let _no_io = NoIo::enter();
-                let grown = store.map_or(Ok(()), |live| live.store.grow());
-                if grown.is_err() || spare.refill(GFP_KERNEL).is_err() {
-                    out_of_memory(origin, range);
-                }
-            }
-            Attempt::Begin => {
-                let queued = slot.wait_origin(bio);
-                drop(slot);
-                if let Some(copy) = prepared.take() {
-                    copy.go(origin);
-                }
-                return Err(queued);
             }
         }
+        // What is volatile was put off, until now.
+        for shard in &slot.shards {
+            if slot.flight.volatile(range).any(|id| id == shard.live.id) {
+                shard.live.commit_now();
+            }
+        }
+        let queued = slot.wait_origin(bio);
+        drop(slot);
+        if let Some(copy) = prepared.take() {
+            copy.go(origin);
+        }
+        return Err(queued);
     }
 }
 
@@ -192,35 +191,25 @@ fn begin(
         let Some(shard) = slot.shards.get(at) else {
             break;
         };
-        if !matches!(shard.live.guards(), Health::Good | Health::Overflowed) {
+        let live = shard.live.clone();
+        if !matches!(live.guards(), Health::Good | Health::Overflowed) {
             continue;
         }
-        let mut chunks = shard.live.chunks_of(range);
+        let mut chunks = live.chunks_of(range);
         while let Some(hole) = slot.shards.get(at).and_then(|s| s.next_hole(&mut chunks)) {
-            let mut hole = hole;
-            while hole.start < hole.end {
-                match slot.start_copy(at, index, hole, true, copy, spare) {
-                    Ok(len) => hole.start = hole.start.saturating_add(len),
-                    Err(Stop::Memory) if copy.is_empty() => return Attempt::Again(None),
-                    Err(Stop::Store) if copy.is_empty() => {
-                        return Attempt::Again(slot.shards.get(at).map(|s| s.live.clone()));
-                    }
-                    Err(Stop::Memory | Stop::Store | Stop::Room) => return Attempt::Begin,
-                    // The other snapshots go on.
-                    Err(Stop::Snapshot(why)) => {
-                        if let Some(shard) = slot.shards.get(at) {
-                            shard.live.fail(why);
-                        }
-                        hole.start = hole.end;
-                        chunks.start = chunks.end;
-                    }
+            match slot.start_copy(at, index, hole, true, copy, spare) {
+                // The rest of the hole, if it is not in one piece on the COW device, is next.
+                Ok(len) => chunks.start = hole.start.saturating_add(len),
+                Err(Stop::Memory) => return Attempt::Memory(None),
+                Err(Stop::Store) => return Attempt::Memory(Some(live)),
+                Err(Stop::Room) => return Attempt::Done,
+                // The other snapshots go on.
+                Err(Stop::Snapshot(why)) => {
+                    live.fail(why);
+                    break;
                 }
             }
         }
     }
-    if copy.is_empty() {
-        Attempt::Again(None)
-    } else {
-        Attempt::Begin
-    }
+    Attempt::Done
 }

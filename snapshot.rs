@@ -257,7 +257,7 @@ fn activate(
         if cow_sectors < chunk_size.sectors() {
             return Err(refuse(setup, too_small(chunk_size.sectors(), 1)));
         }
-        let transient = Transient::new(chunk_size, cow_sectors);
+        let transient = Transient::new(chunk_size, cow_sectors)?;
         store = Store::Transient(KBox::pin_init(transient, GFP_KERNEL)?);
         dealt = Dealt {
             tables: load::empty_tables()?,

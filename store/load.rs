@@ -134,7 +134,7 @@ pub(crate) fn load(
     let mut tables = empty_tables()?;
     let block = cow.logical_block_size() as usize;
     let mut tail = KVec::from_elem(0u8, block, GFP_KERNEL)?;
-    let (allocator, cursor) = if !found.is_used {
+    let (mut allocator, cursor) = if !found.is_used {
         zero_first_area(client, cow, layout)?;
         (Allocator::fresh(layout), Cursor::fresh(layout))
     } else if found.is_valid {
@@ -144,6 +144,7 @@ pub(crate) fn load(
         // Whatever the metadata says, nobody will ask for it.
         (Allocator::fresh(layout), Cursor::fresh(layout))
     };
+    allocator.reserve()?;
     let store = Persistent::new(*layout, origin_sectors, allocator, cursor, tail)?;
     let store = KBox::pin_init(store, GFP_KERNEL)?;
     if found.is_valid {

@@ -21,13 +21,18 @@ pub(crate) struct Transient {
 }
 
 impl Transient {
-    /// A store on a COW device of `sectors` sectors.
-    pub(crate) fn new(chunk_size: ChunkSize, sectors: u64) -> impl PinInit<Self> {
-        let allocator = Allocator::transient(sectors >> chunk_size.shift());
-        pin_init!(Self {
+    /// A store on a COW device of `sectors` sectors. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn new(chunk_size: ChunkSize, sectors: u64) -> Result<impl PinInit<Self>> {
+        let mut allocator = Allocator::transient(sectors >> chunk_size.shift());
+        allocator.reserve()?;
+        Ok(pin_init!(Self {
             chunk_size,
-            allocator <- new_spinlock_irq!(allocator),
-        })
+            allocator <- new_spinlock_irq!(allocator, "Transient::allocator"),
+        }))
     }
 
     /// See [`super::Store::alloc`].

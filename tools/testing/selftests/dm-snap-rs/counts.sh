@@ -173,8 +173,9 @@ test_activation_reads_only_metadata() {
 	dm_remove snap
 	io_mark "$cow" "$dev"
 	snap_add origin snap "$dev" "$cow" P 8
-	# 4096 records are 16 areas, and one that is empty; and the header.
-	count "activation of 4096 exceptions: COW sectors read" $((18 * 8 + 8)) "$cow" read_sectors
+	# 4096 records are 16 areas, and one that is empty; and the header. The next
+	# areas may be read ahead, by one batch.
+	count "activation of 4096 exceptions: COW sectors read" $(((17 + 16) * 8 + 8)) "$cow" read_sectors
 	count "DEV reads" 0 "$dev" reads
 	done_counting
 }

@@ -10,9 +10,11 @@
 # Data is one letter a block: o old, n new (through ORIGIN), s written to SNAP;
 # a text such as "oon" stands for three blocks.
 
-# The limit on each wait.  It is generous, since the processor may be emulated,
-# but ends before the kernel reports hung tasks.
+# The limit on each wait, and that on a whole test, for I/O that is not waited for
+# in the background.  They are generous, since the processor may be emulated, but
+# end before the kernel reports tasks as hung, at 120 s.
 WAIT=45
+LIMIT=${DM_SNAP_RS_LIMIT:-100}
 # For how long something that must not happen is given the chance to.
 GRACE=1
 
