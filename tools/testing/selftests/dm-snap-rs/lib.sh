@@ -224,6 +224,9 @@ run_tests() {
 # at_exit - what the script leaves behind, in whichever way it ends: nothing.
 at_exit() {
 	local rc=$?
+	# A subshell that is ended before it has become another program has the trap
+	# of the script, whose files are not its own to remove.
+	((BASHPID == $$)) || exit "$rc"
 	remove_all >/dev/null 2>&1
 	rm -rf "$TMP"
 	exit "$rc"
