@@ -18,8 +18,11 @@ LIMIT=${DM_SNAP_RS_LIMIT:-100}
 # For how long something that must not happen is given the chance to.
 GRACE=1
 
-STALL_DIR=$LIB_DIR
-[ -e "$STALL_DIR/stall.py" ] || STALL_DIR=$LIB_DIR/../../../stall
+# The server lies beside the scripts when they are installed, beside their folder
+# in the virtual machine, and in tools/stall in the work tree.
+for STALL_DIR in "$LIB_DIR" "$LIB_DIR/../stall" "$LIB_DIR/../../../stall"; do
+	[ ! -e "$STALL_DIR/stall.py" ] || break
+done
 
 declare -A NBD=() ENDED=() HELD=() FULL=()
 SERVER=
