@@ -117,17 +117,18 @@ pub(crate) fn retry(live: &Arc<Live>, bio: Bio<Io>) {
         return bio.end(Err(EIO));
     };
     let mut memory = Memory::new();
-    let (slot, mut step, end) = decide(live, range, Ask::of(&bio), &mut memory);
-    // It was cut to what it waited for, or to a single chunk, and what is said of that holds for
-    // all of it. So this can't be; if it is, nothing may be sent to a wrong place.
-    if end.0 < range.end {
-        if let Step::Origin(io) | Step::Cow(_, io) = step {
+    let (slot, step, end) = decide(live, range, Ask::of(&bio), &mut memory);
+    match step {
+        // It was cut to what it waited for, or to a single chunk, and what is said of that holds
+        // for all of it. So this can't be; if it is, nothing may be sent to a wrong place.
+        Step::Origin(io) | Step::Cow(_, io) if end.0 < range.end => {
             drop(slot);
             dm_err!("internal error: a snapshot bio can't be sent to one place");
             undo(live, io);
             return bio.end(Err(EIO));
         }
-        step = Step::Fail;
+        // What was begun for it has to go on, and it waits for that.
+        _ => {}
     }
     match go(live, &devices, bio, slot, step, memory) {
         Gone::To(bio) => bio.submit(),
