@@ -21,6 +21,7 @@ use crate::{
     live::{Failure, Health, Live},
     pending::Saved,
     slot::Io,
+    stats::Moment,
     store::{
         area::Zeroing,
         persistent::{Mark, Next, Persistent, LANES, LANE_BYTES},
@@ -50,6 +51,8 @@ pub(crate) struct Commit {
     running: usize,
     /// Whether a commit is under way, or has come to its end and this has not been looked at.
     is_begun: bool,
+    /// When it began.
+    begun: Option<Moment>,
     has_failed: bool,
     /// The next commit should begin as soon as it can.
     is_due: bool,
@@ -90,6 +93,7 @@ impl Commit {
             buffers: [const { None }; LANES],
             running: 0,
             is_begun: false,
+            begun: None,
             has_failed: false,
             is_due: false,
             ended: KVec::new(),
@@ -238,12 +242,17 @@ impl Live {
         }
         if core::mem::take(&mut commit.is_begun) {
             let has_failed = core::mem::take(&mut commit.has_failed);
+            let begun = commit.begun.take();
             drop(commit);
             if has_failed {
                 // Whoever waits is told when the invalidation is known.
                 self.fail(Failure::WriteMetadata);
             } else {
-                store.finish();
+                if let Some(begun) = begun {
+                    self.stats.commit_time.add(begun);
+                }
+                self.stats.commits.add(1);
+                self.stats.records.add(store.finish());
                 self.end_committed();
             }
             commit = self.commit.lock();
@@ -331,6 +340,7 @@ impl Live {
                     commit.held_now = held;
                 }
                 commit.is_begun = true;
+                commit.begun = Some(Moment::now());
                 let mut ready = [const { None }; LANES];
                 for (lane, write) in writes.iter().enumerate() {
                     let Some(write) = write else { continue };
@@ -349,6 +359,7 @@ impl Live {
                         continue;
                     };
                     self.start_busy();
+                    self.stats.metadata_bytes.add(write.bytes as u64);
                     request.write(
                         &self.client,
                         &devices.cow,

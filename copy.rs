@@ -24,6 +24,7 @@ use crate::{
     pending::{Phase, Saved},
     registry::Origin,
     slot::Need,
+    stats::Moment,
     units::{Sector, Sectors, SECTOR_SIZE},
 };
 use kernel::{
@@ -142,8 +143,15 @@ impl Prepared {
             has_read_failed: false,
             failed: 0,
         };
+        origin.stats.reads.add(1);
+        origin.stats.read_sectors.add(range.len());
+        let first = destinations.first().map(|d| d.live.id);
+        let is_shared = destinations.iter().any(|d| Some(d.live.id) != first);
+        origin.stats.shared_reads.add(u64::from(is_shared));
         let copy = pin_init!(Copy {
             origin: origin.clone(),
+            begun: Moment::now(),
+            is_shared,
             source,
             range,
             chunks: chunks as i64,
@@ -167,6 +175,9 @@ impl Prepared {
 #[pin_data]
 pub(crate) struct Copy {
     origin: Arc<Origin>,
+    begun: Moment,
+    /// Whether it serves more than one snapshot.
+    is_shared: bool,
     source: Device,
     /// All that is read.
     range: Sectors,
@@ -379,6 +390,10 @@ impl Copy {
             } else if failed & failed_bit(index) != 0 {
                 live.not_saved(saved.slot, saved.item, Failure::WriteCow);
             } else {
+                live.stats.copies.add(1);
+                live.stats.copied_chunks.add(saved.len);
+                live.stats.shared_reads.add(u64::from(self.is_shared));
+                live.stats.copy_time.add(self.begun);
                 live.saved(saved, destination.is_urgent);
             }
         }

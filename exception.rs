@@ -784,7 +784,6 @@ impl Table {
     /// # Errors
     ///
     /// `NeedMemory` if a run must be cut in two and there is none; the table is unchanged.
-    #[allow(dead_code)] // For the merge target.
     pub(crate) fn remove(
         &mut self,
         old: Chunk,

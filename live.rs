@@ -13,11 +13,16 @@ use crate::{
     dm::{Bio, BioList, Client, Device, Handle, NoIo, Queued, WorkQueue},
     dm_err,
     exception::Table,
+    merge,
+    merger::Merge,
     pending::{ItemId, Kind, Phase, Saved, SnapId},
     registry::Origin,
+    room::{Room, SPACE_INTERVAL_MS},
     route,
     slot::Io,
+    stats::SnapStats,
     store::{load, persistent::Persistent, Store},
+    table::{Features, StoreType},
     units::{ChunkSize, Chunks, Sectors, SpanSize},
 };
 use kernel::{
@@ -138,6 +143,15 @@ pub(crate) struct Live {
     pub(crate) cow_number: u32,
     /// Whether store type `PO` was asked for: userspace knows about overflow.
     reports_overflow: Atomic<u32>,
+    #[pin]
+    pub(crate) room: Room,
+    pub(crate) stats: SnapStats,
+    /// Whether its exceptions go back to the origin; once they do, it never guards again.
+    is_merging: Atomic<u32>,
+    #[pin]
+    pub(crate) merge: SpinLockIrq<Merge>,
+    #[pin]
+    pub(crate) merge_changed: CondVar,
     pub(crate) client: Arc<Client>,
     wq: Arc<WorkQueue>,
     health: Atomic<u32>,
@@ -171,16 +185,25 @@ pub(crate) struct Live {
     invalidate_work: Work<Live, 2>,
     #[pin]
     commit_timer: DelayedWork<Live, 3>,
+    #[pin]
+    merge_work: Work<Live, 4>,
+    #[pin]
+    space_timer: DelayedWork<Live, 5>,
+    #[pin]
+    event_work: Work<Live, 6>,
 }
 
 impl_has_work! {
     impl HasWork<Self, 0> for Live { self.retry_work }
     impl HasWork<Self, 1> for Live { self.commit_work }
     impl HasWork<Self, 2> for Live { self.invalidate_work }
+    impl HasWork<Self, 4> for Live { self.merge_work }
+    impl HasWork<Self, 6> for Live { self.event_work }
 }
 
 impl_has_delayed_work! {
     impl HasDelayedWork<Self, 3> for Live { self.commit_timer }
+    impl HasDelayedWork<Self, 5> for Live { self.space_timer }
 }
 
 /// Tries the snapshot's bios again.
@@ -192,7 +215,11 @@ impl WorkItem<0> for Live {
             // The lock must not be held while the bio is tried: hence no `while let`.
             let bio = this.ready.lock().pop();
             let Some(bio) = bio else { break };
-            route::retry(&this, bio);
+            if this.is_merging() {
+                merge::retry(&this, bio);
+            } else {
+                route::retry(&this, bio);
+            }
         }
     }
 }
@@ -221,6 +248,35 @@ impl WorkItem<3> for Live {
 
     fn run(this: Arc<Live>) {
         this.commit_now();
+    }
+}
+
+/// Merges, batch by batch.
+impl WorkItem<4> for Live {
+    type Pointer = Arc<Live>;
+
+    fn run(this: Arc<Live>) {
+        this.run_merge();
+    }
+}
+
+/// Looks whether a full COW device has grown.
+impl WorkItem<5> for Live {
+    type Pointer = Arc<Live>;
+
+    fn run(this: Arc<Live>) {
+        this.look_for_space();
+    }
+}
+
+/// Wakes whoever waits for an event of the snapshot's device.
+impl WorkItem<6> for Live {
+    type Pointer = Arc<Live>;
+
+    fn run(this: Arc<Live>) {
+        if let Some(owner) = &this.tenure.lock().owner {
+            owner.handle.raise_event();
+        }
     }
 }
 
@@ -264,6 +320,11 @@ impl Live {
                 store: from.store,
                 cow_number: from.cow_number,
                 reports_overflow: Atomic::new(0),
+                room <- Room::new(),
+                stats: SnapStats::new(),
+                is_merging: Atomic::new(0),
+                merge <- new_spinlock_irq!(Merge::new(), "Live::merge"),
+                merge_changed <- new_condvar!("Live::merge_changed"),
                 client: from.client,
                 wq: from.wq,
                 health: Atomic::new(health as u32),
@@ -280,6 +341,9 @@ impl Live {
                 commit_work <- new_work!("Live::commit_work"),
                 invalidate_work <- new_work!("Live::invalidate_work"),
                 commit_timer <- new_delayed_work!("Live::commit_timer"),
+                merge_work <- new_work!("Live::merge_work"),
+                space_timer <- new_delayed_work!("Live::space_timer"),
+                event_work <- new_work!("Live::event_work"),
             }),
             GFP_KERNEL,
         )
@@ -290,9 +354,10 @@ impl Live {
         Health::from_u32(self.health.load(Acquire))
     }
 
-    /// How it is for an origin write, for which an inactive snapshot counts as invalid.
+    /// How it is for an origin write, for which a snapshot that is inactive or goes back to its
+    /// origin counts as invalid.
     pub(crate) fn guards(&self) -> Health {
-        if self.is_active.load(Acquire) == 0 {
+        if !self.is_active() || self.is_merging() {
             return Health::Invalid;
         }
         self.health()
@@ -309,10 +374,27 @@ impl Live {
     }
 
     /// Takes over what another table says.
-    pub(crate) fn set_table(&self, devices: Devices, reports_overflow: bool) {
+    pub(crate) fn set_table(&self, devices: Devices, store: StoreType, features: &Features) {
         self.set_devices(Some(devices));
+        let reports_overflow = store == StoreType::PersistentOverflow;
         self.reports_overflow
             .store(u32::from(reports_overflow), Release);
+        self.room.set_policy(features);
+    }
+
+    /// Whether origin writes save old data for it, or would if it were well.
+    pub(crate) fn is_active(&self) -> bool {
+        self.is_active.load(Acquire) != 0
+    }
+
+    /// Whether its exceptions go back to the origin.
+    pub(crate) fn is_merging(&self) -> bool {
+        self.is_merging.load(Acquire) != 0
+    }
+
+    /// From now on its exceptions go back to the origin.
+    pub(crate) fn set_merging(&self) {
+        self.is_merging.store(1, Release);
     }
 
     fn set_devices(&self, devices: Option<Devices>) {
@@ -343,6 +425,18 @@ impl Live {
         }
     }
 
+    /// A bio of the snapshot goes on: `io` is what it is from now on. Context: any.
+    pub(crate) fn waited(&self, was: &mut Io, io: Io) {
+        if let Io::Waiting(since) = core::mem::replace(was, io) {
+            self.stats.wait_time.add(since);
+        }
+    }
+
+    /// Takes the bios that wait in the slots, of the target that has opened `device`.
+    pub(crate) fn take_waiting(&self, device: &Device) -> BioList<Io> {
+        self.origin.take_waiting_of(self.id, device)
+    }
+
     /// One thing more is under way. Context: any.
     pub(crate) fn start_busy(&self) {
         let mut busy = self.busy.lock();
@@ -358,8 +452,13 @@ impl Live {
         }
     }
 
+    /// Has [`Self::run_merge`] called. Context: any.
+    pub(crate) fn queue_merge(self: &Arc<Self>) {
+        let _ = self.origin.merge_wq.enqueue::<_, 4>(self.clone());
+    }
+
     /// Sleeps until nothing is under way.
-    fn wait_idle(&self) {
+    pub(crate) fn wait_idle(&self) {
         let mut busy = self.busy.lock();
         while *busy != 0 {
             self.idle.wait(&mut busy);
@@ -416,8 +515,20 @@ impl Live {
         }
     }
 
+    /// Has an event raised. Context: any.
+    pub(crate) fn queue_event(self: &Arc<Self>) {
+        // If it is queued already, one event tells of both.
+        let _ = self.wq.enqueue::<_, 6>(self.clone());
+    }
+
+    /// Has [`Self::look_for_space`] called in a while. Context: any.
+    pub(crate) fn start_space_timer(self: &Arc<Self>) {
+        let delay = kernel::time::msecs_to_jiffies(SPACE_INTERVAL_MS);
+        let _ = self.wq.enqueue_delayed::<_, 5>(self.clone(), delay);
+    }
+
     /// The COW device was full for a write of the snapshot itself: what follows depends on what
-    /// userspace asked for. Context: any.
+    /// userspace knows. Context: any.
     pub(crate) fn overflow(self: &Arc<Self>, why: Failure) {
         if self.reports_overflow.load(Acquire) == 0 || why != Failure::CowFull {
             return self.fail(why);
@@ -440,7 +551,8 @@ impl Live {
         }
     }
 
-    fn cow_name(&self) -> DeviceNumber {
+    /// The COW device, to be named in a log line.
+    pub(crate) fn cow_name(&self) -> DeviceNumber {
         DeviceNumber(self.cow_number)
     }
 
@@ -512,6 +624,7 @@ impl Live {
     /// Leaves the origin: nothing is saved any more, all that is under way comes to its end, and
     /// no trace is left in the slots. Sleeps.
     pub(crate) fn leave(self: &Arc<Self>) {
+        self.stop_merge();
         self.set_active(false);
         // Origin writes that waited for an invalidation need not.
         self.origin.wake_all();
@@ -519,6 +632,7 @@ impl Live {
         self.wait_idle();
         // A timer that is still running would keep the snapshot, and later meet no module.
         WorkQueue::flush_delayed(&self.commit_timer);
+        WorkQueue::flush_delayed(&self.space_timer);
         self.origin.remove_shards(self.id);
         self.origin.wake_all();
         self.set_devices(None);
@@ -526,7 +640,7 @@ impl Live {
 }
 
 /// A device's number, as `major:minor`.
-struct DeviceNumber(u32);
+pub(crate) struct DeviceNumber(u32);
 
 impl fmt::Display for DeviceNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

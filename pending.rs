@@ -22,6 +22,14 @@
 //!      is in memory. From then on the origin may change, so snapshot reads wait for the COW.
 //! ```
 //!
+//! A snapshot that is merged into its origin has no reads and exceptions in flight, but:
+//!
+//! - *writes* to chunks that are still on the COW device, for which a batch waits that wants to
+//!   merge them;
+//! - *merges*: chunks of the batch that is just being merged. They are still read from the COW
+//!   device, and writes to them wait. If nobody can tell any more which device they will be read
+//!   from after a restart, they are *stranded*, and writes to them fail.
+//!
 //! The module knows nothing of bios or locks: its caller holds the lock of the spans, asks, and
 //! does what it is told.
 
@@ -79,7 +87,7 @@ pub(crate) enum Kind {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Full;
 
-/// An exception in flight, as a bio of its snapshot meets it.
+/// An exception or a merge in flight, as a bio of its snapshot meets it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Busy {
     /// The sectors of the origin that it is for.
@@ -99,12 +107,16 @@ pub(crate) enum Way {
     Cow,
     /// Nowhere, until the exception has come further.
     Wait,
+    /// Nowhere at all.
+    Fail,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum State {
     Read,
     Exception(Kind, Phase),
+    MergeWrite,
+    Merge { is_stranded: bool },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -117,10 +129,14 @@ struct Item {
 impl Item {
     /// Whether an origin write to its sectors has to wait for it.
     fn holds_origin(&self) -> bool {
-        !matches!(
-            self.state,
-            State::Exception(Kind::CopiedTransient, Phase::Filling)
-        )
+        match self.state {
+            State::Read => true,
+            State::Exception(kind, phase) => {
+                !matches!((kind, phase), (Kind::CopiedTransient, Phase::Filling))
+            }
+            // What is merged is on the COW device, and its own merge is all that writes there.
+            State::MergeWrite | State::Merge { .. } => false,
+        }
     }
 }
 
@@ -182,6 +198,55 @@ impl Flight {
             range,
             state: State::Exception(kind, phase),
         })
+    }
+
+    /// A write of a snapshot that is being merged goes to the COW device.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::start_read`].
+    pub(crate) fn start_merge_write(
+        &mut self,
+        snap: SnapId,
+        range: Sectors,
+    ) -> Result<ItemId, Full> {
+        self.start(Item {
+            snap,
+            range,
+            state: State::MergeWrite,
+        })
+    }
+
+    /// Chunks are about to be merged: from now on writes to them wait.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`]: it can be tried again when something else has ended.
+    pub(crate) fn start_merge(&mut self, snap: SnapId, range: Sectors) -> Result<ItemId, Full> {
+        self.start(Item {
+            snap,
+            range,
+            state: State::Merge { is_stranded: false },
+        })
+    }
+
+    /// The chunks have been merged, but the record may or may not say so: from now on writes to
+    /// them fail. Answers the sectors for which somebody may be able to go now.
+    pub(crate) fn strand(&mut self, id: ItemId) -> Sectors {
+        let item = self.items.get_mut(id.0 as usize);
+        match item.and_then(Option::as_mut) {
+            Some(item) => {
+                item.state = State::Merge { is_stranded: true };
+                item.range
+            }
+            None => Sectors::default(),
+        }
+    }
+
+    /// Whether a write to the COW device is under way that a merge of these sectors waits for.
+    pub(crate) fn has_merge_write(&self, range: Sectors) -> bool {
+        self.overlapping(range)
+            .any(|item| matches!(item.state, State::MergeWrite))
     }
 
     fn start(&mut self, item: Item) -> Result<ItemId, Full> {
@@ -247,24 +312,24 @@ impl Flight {
         })
     }
 
-    /// The first exception in flight of this snapshot that touches the range.
+    /// The first exception in flight of this snapshot that touches the range, or the first merge.
     pub(crate) fn first_of(&self, snap: SnapId, range: Sectors) -> Option<Busy> {
         if self.live == 0 {
             return None;
         }
         let mut first: Option<Busy> = None;
         for item in self.overlapping(range) {
-            let State::Exception(_, phase) = item.state else {
-                continue;
-            };
             let is_earlier = first.is_none_or(|f| item.range.start < f.range.start);
             if item.snap != snap || !is_earlier {
                 continue;
             }
-            let (read, write) = match phase {
-                Phase::Volatile => (Way::Cow, Way::Cow),
-                Phase::Reading | Phase::Filling if item.holds_origin() => (Way::Origin, Way::Wait),
-                Phase::Reading | Phase::Filling => (Way::Wait, Way::Wait),
+            let (read, write) = match item.state {
+                State::Read | State::MergeWrite => continue,
+                State::Exception(_, Phase::Volatile) => (Way::Cow, Way::Cow),
+                State::Exception(..) if item.holds_origin() => (Way::Origin, Way::Wait),
+                State::Exception(..) => (Way::Wait, Way::Wait),
+                State::Merge { is_stranded: false } => (Way::Cow, Way::Wait),
+                State::Merge { is_stranded: true } => (Way::Cow, Way::Fail),
             };
             first = Some(Busy {
                 range: item.range,

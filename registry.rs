@@ -15,6 +15,7 @@ use crate::{
     origin,
     pending::{ItemId, SnapId},
     slot::{Io, Shard, Slot},
+    stats::OriginStats,
     units::{Sector, SpanSize, SLOTS},
 };
 use core::ops::Deref;
@@ -36,6 +37,8 @@ pub(crate) struct Registry {
     #[pin]
     origins: Mutex<KVec<Entry>>,
     pub(crate) wq: Arc<WorkQueue>,
+    /// For merges, which sleep until what runs on the other has ended.
+    pub(crate) merge_wq: Arc<WorkQueue>,
     pub(crate) client: Arc<Client>,
     next_target_id: Atomic<u64>,
 }
@@ -54,11 +57,13 @@ impl Registry {
     /// `ENOMEM`.
     pub(crate) fn new() -> Result<Arc<Self>> {
         let wq = Arc::new(WorkQueue::new(c"dm-snapshot-rs")?, GFP_KERNEL)?;
+        let merge_wq = Arc::new(WorkQueue::new(c"dm-snap-merge-rs")?, GFP_KERNEL)?;
         let client = Arc::new(Client::new()?, GFP_KERNEL)?;
         Arc::pin_init(
             pin_init!(Self {
                 origins <- new_mutex!(KVec::new(), "Registry::origins"),
                 wq,
+                merge_wq,
                 client,
                 next_target_id: Atomic::new(1),
             }),
@@ -147,10 +152,21 @@ impl Drop for OriginRef {
     }
 }
 
-/// An origin target that is loaded on an origin.
+/// A target that is loaded on an origin and writes to it: one of the origin, or a merge.
 struct Member {
     id: u64,
     handle: Handle,
+    state: MemberState,
+}
+
+/// Whether a target's device has been resumed, or is about to be, and not suspended since.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MemberState {
+    Suspended,
+    /// It runs, and others may write to the origin too.
+    Shared,
+    /// It runs, and no other device may write to the origin.
+    Alone,
 }
 
 /// Who waits until fewer chunks are being copied.
@@ -177,14 +193,20 @@ pub(crate) struct Origin {
     /// How many chunks are being copied.
     copying: Atomic<i64>,
     next_snap_id: Atomic<u32>,
-    /// Origin targets. Never held while a device is being suspended.
+    /// Origin and merge targets. Never held while a device is being suspended.
     #[pin]
     members: Mutex<KVec<Member>>,
+    /// Held by a merge for the time of a batch, and by a snapshot that joins: what a batch writes
+    /// must not change the image while that is being frozen.
+    #[pin]
+    pub(crate) merge_gate: Mutex<()>,
     /// Snapshots that a later table can take over. Held while one is constructed or joins.
     #[pin]
     pub(crate) snapshots: Mutex<KVec<Arc<Live>>>,
     pub(crate) wq: Arc<WorkQueue>,
+    pub(crate) merge_wq: Arc<WorkQueue>,
     pub(crate) client: Arc<Client>,
+    pub(crate) stats: OriginStats,
 }
 
 impl_has_work! {
@@ -221,6 +243,7 @@ impl Origin {
             has_snapshots: false,
         };
         let (wq, client) = (registry.wq.clone(), registry.client.clone());
+        let merge_wq = registry.merge_wq.clone();
         Arc::pin_init(
             pin_init!(Self {
                 slots,
@@ -231,9 +254,12 @@ impl Origin {
                 copying: Atomic::new(0),
                 next_snap_id: Atomic::new(1),
                 members <- new_mutex!(KVec::new(), "Origin::members"),
+                merge_gate <- new_mutex!((), "Origin::merge_gate"),
                 snapshots <- new_mutex!(KVec::new(), "Origin::snapshots"),
                 wq,
+                merge_wq,
                 client,
+                stats: OriginStats::new(),
             }),
             GFP_KERNEL,
         )
@@ -258,6 +284,12 @@ impl Origin {
                 return Some((index, slot));
             }
         }
+    }
+
+    /// Whether any snapshot may have to save what is written to this sector.
+    pub(crate) fn has_snapshots(&self, sector: Sector) -> bool {
+        let slot = self.lock_slot(sector);
+        slot.is_some_and(|(_, slot)| !slot.shards.is_empty())
     }
 
     /// Locks a slot. `None` only for a number that no span has.
@@ -285,6 +317,31 @@ impl Origin {
         let _ = self.wq.enqueue(self.clone());
     }
 
+    /// Whether another snapshot than this is being merged. To be called with the lock of
+    /// `snapshots`.
+    pub(crate) fn is_merging_other(snapshots: &[Arc<Live>], id: Option<SnapId>) -> bool {
+        let mut merging = snapshots.iter().filter(|live| live.is_merging());
+        merging.any(|live| Some(live.id) != id)
+    }
+
+    /// Takes the origin's bios that wait in the slots, of the target that has opened `device`.
+    pub(crate) fn take_waiting(&self, device: &Device) -> BioList<Io> {
+        let mut all = BioList::new();
+        for slot in &self.slots {
+            slot.lock().take_origin(device, &mut all);
+        }
+        all
+    }
+
+    /// The same for the bios of a snapshot.
+    pub(crate) fn take_waiting_of(&self, id: SnapId, device: &Device) -> BioList<Io> {
+        let mut all = BioList::new();
+        for slot in &self.slots {
+            slot.lock().take_snapshot(id, device, &mut all);
+        }
+        all
+    }
+
     /// Has everybody who waits try again.
     pub(crate) fn wake_all(self: &Arc<Self>) {
         let mut woken = BioList::new();
@@ -308,7 +365,9 @@ impl Origin {
     }
 
     /// A bio of the origin waits until fewer chunks are being copied.
-    pub(crate) fn throttle(self: &Arc<Self>, bio: Bio<Io>) -> Queued {
+    pub(crate) fn throttle(self: &Arc<Self>, mut bio: Bio<Io>) -> Queued {
+        self.stats.throttled.add(1);
+        bio.data_mut().wait();
         let queued = self.throttled.lock().origin.push(bio);
         // The last copy may have ended just before.
         self.unthrottle();
@@ -344,19 +403,48 @@ impl Origin {
         }
     }
 
-    /// An origin target has been loaded.
+    /// A target that writes to the origin has been loaded.
     ///
     /// # Errors
     ///
     /// `ENOMEM`. May sleep.
     pub(crate) fn add_member(&self, id: u64, handle: Handle) -> Result {
-        Ok(self
-            .members
-            .lock()
-            .push(Member { id, handle }, GFP_KERNEL)?)
+        let member = Member {
+            id,
+            handle,
+            state: MemberState::Suspended,
+        };
+        Ok(self.members.lock().push(member, GFP_KERNEL)?)
     }
 
-    /// An origin target is being destroyed. May sleep.
+    /// The device of such a target is about to be resumed, or has been suspended. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` if another device runs, and one of the two must be alone.
+    pub(crate) fn set_member(&self, id: u64, state: MemberState) -> Result {
+        let mut members = self.members.lock();
+        let Some(at) = members.iter().position(|member| member.id == id) else {
+            return Ok(());
+        };
+        let Some(own) = members.get(at).map(|member| member.handle.clone()) else {
+            return Ok(());
+        };
+        let excludes = |other: &Member| match (state, other.state) {
+            (MemberState::Suspended, _) | (_, MemberState::Suspended) => false,
+            (MemberState::Shared, MemberState::Shared) => false,
+            _ => other.id != id && !other.handle.is_same_device(&own),
+        };
+        if members.iter().any(excludes) {
+            return Err(EBUSY);
+        }
+        if let Some(member) = members.get_mut(at) {
+            member.state = state;
+        }
+        Ok(())
+    }
+
+    /// A target that writes to the origin is being destroyed. May sleep.
     pub(crate) fn remove_member(&self, id: u64) {
         self.members.lock().retain(|member| member.id != id);
     }

@@ -14,30 +14,40 @@
 
 use crate::{
     copy::Prepared,
-    dm::{Bio, EndIo, Incoming, Mapped, NoIo, Op, Queued},
+    dm::{Bio, EndIo, Incoming, Mapped, NoIo, Op, MAX_BYTES},
     dm_err,
     exception::Spare,
     live::{Devices, Failure, Health, Live},
     pending::{Kind, Way},
     registry::{Origin, SlotGuard},
+    room::NoRoom,
     slot::{Io, Need, Route, Slot, Started, Stop},
-    units::{Chunks, Sector, Sectors},
+    table::Features,
+    units::{Chunks, Sector, Sectors, SECTOR_SIZE},
+    zero::Zeroing,
 };
 use kernel::{prelude::*, sync::Arc};
 
 /// What a bio asks for.
-#[derive(Clone, Copy)]
-struct Ask {
-    is_write: bool,
-    /// Whether it must be durable when it ends.
-    is_fua: bool,
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ask {
+    Read,
+    Write {
+        /// Whether it must be durable when it ends.
+        is_fua: bool,
+    },
+    Discard,
 }
 
 impl Ask {
-    fn of(bio: &Bio<Io>) -> Self {
-        Self {
-            is_write: bio.op() == Op::Write,
-            is_fua: bio.op() == Op::Write && bio.is_fua(),
+    fn of(bio: &Bio<Io>) -> Option<Self> {
+        match bio.op() {
+            Op::Read => Some(Ask::Read),
+            Op::Write => Some(Ask::Write {
+                is_fua: bio.is_fua(),
+            }),
+            Op::Discard => Some(Ask::Discard),
+            Op::Other => None,
         }
     }
 }
@@ -54,6 +64,12 @@ enum Step {
     Copy,
     /// It waits until fewer chunks are being copied.
     Throttle,
+    /// It is a discard of what lies at that sector of the COW device.
+    Zero(Sector),
+    /// It is a discard of what the snapshot has not saved.
+    Nothing,
+    /// It fails, since the COW device is full.
+    NoSpace,
     /// More memory is needed before it can be said.
     Memory(Lack),
     /// It fails.
@@ -87,6 +103,7 @@ fn decide<'a>(
 pub(crate) fn map(
     live: &Arc<Live>,
     devices: &Devices,
+    features: &Features,
     mut incoming: Incoming<'_, Io>,
 ) -> Mapped<Io> {
     if incoming.bio().is_flush() {
@@ -96,28 +113,36 @@ pub(crate) fn map(
     range.end = range
         .end
         .min(live.origin.spans().end_of(Sector(range.start)).0);
-    let op = incoming.bio().op();
-    if op == Op::Other || range.is_empty() || range.end > devices.origin.sectors() {
+    let Some(ask) = Ask::of(incoming.bio()) else {
+        return Mapped::Kill(incoming.into_bio());
+    };
+    if range.is_empty() || range.end > devices.origin.sectors() {
         return Mapped::Kill(incoming.into_bio());
     }
     let mut memory = Memory::new();
-    let (slot, step, end) = decide(live, range, Ask::of(incoming.bio()), &mut memory);
+    let (slot, step, end) = decide(live, range, ask, &mut memory);
     incoming.accept_until(end);
-    match go(live, devices, incoming.into_bio(), slot, step, memory) {
-        Gone::To(bio) => Mapped::Remapped(bio),
-        Gone::Queued(queued) => Mapped::Queued(queued),
-        Gone::Nowhere(bio) => Mapped::Kill(bio),
+    let mut bio = incoming.into_bio();
+    if features.discard_passdown_origin && ask == Ask::Discard {
+        *bio.data_mut() = Io::PassedDown;
     }
+    go(live, devices, bio, slot, step, memory)
 }
 
 /// A bio that had to wait is tried again. It can't be cut any more.
-pub(crate) fn retry(live: &Arc<Live>, bio: Bio<Io>) {
+pub(crate) fn retry(live: &Arc<Live>, mut bio: Bio<Io>) {
     let range = bio.sectors();
     let Some(devices) = live.devices() else {
         return bio.end(Err(EIO));
     };
+    if matches!(*bio.data_mut(), Io::Zeroed) {
+        return discarded(&devices, bio).settle();
+    }
+    let Some(ask) = Ask::of(&bio) else {
+        return bio.end(Err(EIO));
+    };
     let mut memory = Memory::new();
-    let (slot, step, end) = decide(live, range, Ask::of(&bio), &mut memory);
+    let (slot, step, end) = decide(live, range, ask, &mut memory);
     match step {
         // It was cut to what it waited for, or to a single chunk, and what is said of that holds
         // for all of it. So this can't be; if it is, nothing may be sent to a wrong place.
@@ -130,21 +155,7 @@ pub(crate) fn retry(live: &Arc<Live>, bio: Bio<Io>) {
         // What was begun for it has to go on, and it waits for that.
         _ => {}
     }
-    match go(live, &devices, bio, slot, step, memory) {
-        Gone::To(bio) => bio.submit(),
-        Gone::Queued(_) => {}
-        Gone::Nowhere(bio) => bio.end(Err(EIO)),
-    }
-}
-
-/// What has become of a bio.
-enum Gone {
-    /// It has been sent to a device, and is to be submitted.
-    To(Bio<Io>),
-    /// It waits.
-    Queued(Queued),
-    /// It fails.
-    Nowhere(Bio<Io>),
+    go(live, &devices, bio, slot, step, memory).settle();
 }
 
 /// Does what was decided. Whoever waits in the slot has to be there before the lock is dropped.
@@ -155,43 +166,70 @@ fn go(
     slot: Option<SlotGuard<'_>>,
     step: Step,
     mut memory: Memory,
-) -> Gone {
+) -> Mapped<Io> {
     let Some(mut slot) = slot else {
-        return Gone::Nowhere(bio);
+        return Mapped::Kill(bio);
     };
     match step {
         Step::Origin(io) => {
             drop(slot);
             let at = bio.sectors().start;
-            *bio.data_mut() = io;
+            live.waited(bio.data_mut(), io);
             bio.remap(&devices.origin, Sector(at));
-            Gone::To(bio)
+            Mapped::Remapped(bio)
         }
         Step::Cow(at, io) => {
             drop(slot);
-            *bio.data_mut() = io;
+            live.waited(bio.data_mut(), io);
             bio.remap(&devices.cow, at);
-            Gone::To(bio)
+            Mapped::Remapped(bio)
         }
         Step::Wait => match slot.wait_snapshot(live.id, bio) {
-            Ok(queued) => Gone::Queued(queued),
-            Err(bio) => Gone::Nowhere(bio),
+            Ok(queued) => Mapped::Queued(queued),
+            Err(bio) => Mapped::Kill(bio),
         },
         Step::Copy => {
             let waiting = slot.wait_snapshot(live.id, bio);
             drop(slot);
             memory.begin_copy(&live.origin);
             match waiting {
-                Ok(queued) => Gone::Queued(queued),
-                Err(bio) => Gone::Nowhere(bio),
+                Ok(queued) => Mapped::Queued(queued),
+                Err(bio) => Mapped::Kill(bio),
             }
         }
         Step::Throttle => {
             drop(slot);
-            Gone::Queued(live.origin.throttle_snapshot(live, bio))
+            Mapped::Queued(live.origin.throttle_snapshot(live, bio))
         }
-        Step::Memory(_) | Step::Fail => Gone::Nowhere(bio),
+        Step::Zero(at) => {
+            drop(slot);
+            match memory.zeroing.take() {
+                Some(zeroing) => Mapped::Queued(zeroing.go(live, devices, at, bio)),
+                None => Mapped::Kill(bio),
+            }
+        }
+        Step::Nothing => {
+            drop(slot);
+            discarded(devices, bio)
+        }
+        Step::NoSpace => Mapped::End(bio, Err(ENOSPC)),
+        Step::Memory(_) | Step::Fail => Mapped::Kill(bio),
     }
+}
+
+/// A discard has come to its end on the COW device: it goes on to the origin if it is to.
+///
+/// As with the kernel's target, nothing is saved of what it discards there, neither for this
+/// snapshot nor for others: that is what the feature is for.
+fn discarded(devices: &Devices, mut bio: Bio<Io>) -> Mapped<Io> {
+    let io = core::mem::take(bio.data_mut());
+    let is_passed = matches!(io, Io::PassedDown | Io::Zeroed);
+    if !is_passed || !devices.origin.takes_discards() {
+        return Mapped::End(bio, Ok(()));
+    }
+    let at = bio.sectors().start;
+    bio.remap(&devices.origin, Sector(at));
+    Mapped::Remapped(bio)
 }
 
 /// What was begun for a bio that can't be sent is ended.
@@ -201,7 +239,7 @@ fn undo(live: &Arc<Live>, io: Io) {
         Io::Written(saved, _) => {
             live.not_saved(saved.slot, saved.item, Failure::Inconsistent);
         }
-        Io::Plain | Io::Durable => {}
+        Io::Plain | Io::Durable | Io::Waiting(_) | Io::PassedDown | Io::Zeroed => {}
     }
 }
 
@@ -214,12 +252,15 @@ enum Lack {
     Table,
     /// The records of the store.
     Store,
+    /// Zeroes for so many bytes.
+    Zeroes(usize),
 }
 
 /// Memory for what may be begun for a bio. It is got outside the lock, and used under it.
 struct Memory {
     spare: Spare,
     copy: Option<Prepared>,
+    zeroing: Option<Zeroing>,
 }
 
 impl Memory {
@@ -227,6 +268,7 @@ impl Memory {
         Self {
             spare: Spare::new(),
             copy: None,
+            zeroing: None,
         }
     }
 
@@ -237,6 +279,7 @@ impl Memory {
             Lack::Copy(need) => self.copy = Some(Prepared::new(&need)?),
             Lack::Table => self.spare.refill(GFP_KERNEL)?,
             Lack::Store => live.store.grow()?,
+            Lack::Zeroes(bytes) => self.zeroing = Some(Zeroing::new(bytes)?),
         }
         Ok(())
     }
@@ -261,10 +304,10 @@ fn decide_locked(
     let all = Sector(range.end);
     match live.health() {
         Health::Good => {}
-        Health::Overflowed if !ask.is_write => {}
+        Health::Overflowed if ask == Ask::Read => {}
         _ => return (Step::Fail, all),
     }
-    let Some(route) = slot.route(live.id, range, ask.is_write) else {
+    let Some(route) = slot.route(live.id, range, ask != Ask::Read) else {
         return (Step::Fail, all);
     };
     let size = live.chunk_size;
@@ -272,16 +315,21 @@ fn decide_locked(
     // decided later, holds for all of it.
     let single = size.sectors_of(size.chunks_of(Sectors::new(Sector(range.start), 1)));
     let one = Sector(single.end.min(range.end));
-    let is_copied = ask.is_write && route.is_hole && route.way == Way::Origin;
     match route.way {
         Way::Wait => (Step::Wait, route.end),
+        Way::Fail => (Step::Fail, route.end),
         Way::Cow => {
             let at = size.first_sector(route.new).0;
-            let at = at.saturating_add(size.offset_in_chunk(Sector(range.start)));
-            let io = if ask.is_fua { Io::Durable } else { Io::Plain };
-            (Step::Cow(Sector(at), io), route.end)
+            let at = Sector(at.saturating_add(size.offset_in_chunk(Sector(range.start))));
+            let io = match ask {
+                Ask::Discard => return zero(range, route.end, at, memory),
+                Ask::Write { is_fua: true } => Io::Durable,
+                _ => Io::Plain,
+            };
+            (Step::Cow(at, io), route.end)
         }
-        Way::Origin if !is_copied => {
+        Way::Origin if ask == Ask::Discard => (Step::Nothing, route.end),
+        Way::Origin if ask == Ask::Read || !route.is_hole => {
             let part = Sectors {
                 start: range.start,
                 end: route.end.0,
@@ -295,6 +343,18 @@ fn decide_locked(
             }
         }
         Way::Origin => first_write(slot, index, live, range, &route, one, ask, memory),
+    }
+}
+
+/// A discard of what is on the COW device.
+fn zero(range: Sectors, end: Sector, at: Sector, memory: &Memory) -> (Step, Sector) {
+    let sectors = end.0.saturating_sub(range.start);
+    let sectors = sectors.min(MAX_BYTES as u64 / SECTOR_SIZE);
+    let bytes = sectors.saturating_mul(SECTOR_SIZE) as usize;
+    let end = Sector(range.start.saturating_add(sectors));
+    match &memory.zeroing {
+        Some(zeroing) if zeroing.is_enough(bytes) => (Step::Zero(at), end),
+        _ => (Step::Memory(Lack::Zeroes(bytes)), end),
     }
 }
 
@@ -324,7 +384,8 @@ fn first_write(
             Ok(Started { saved, .. }) => {
                 let end = size.first_sector(saved.old.plus(saved.len));
                 let to = size.first_sector(saved.new);
-                return (Step::Cow(to, Io::Written(saved, ask.is_fua)), end);
+                let is_fua = ask == Ask::Write { is_fua: true };
+                return (Step::Cow(to, Io::Written(saved, is_fua)), end);
             }
             Err(stop) => stop,
         }
@@ -349,10 +410,11 @@ fn first_write(
         Stop::Memory => (Step::Memory(Lack::Table), all),
         Stop::Store => (Step::Memory(Lack::Store), all),
         Stop::Room => (Step::Wait, one),
-        Stop::Snapshot(why) => {
-            live.overflow(why);
-            (Step::Fail, all)
-        }
+        Stop::Snapshot(why) => match live.no_room(why, true) {
+            NoRoom::Queued => (Step::Wait, one),
+            NoRoom::Refused => (Step::NoSpace, all),
+            NoRoom::GivenUp => (Step::Fail, all),
+        },
     }
 }
 
@@ -369,7 +431,7 @@ fn map_flush(live: &Arc<Live>, devices: &Devices, mut bio: Bio<Io>) -> Mapped<Io
 /// A bio has ended at the device beneath. Context: any.
 pub(crate) fn end_io(live: &Arc<Live>, mut bio: Bio<Io>, result: Result) -> EndIo<Io> {
     let is_fua = match core::mem::take(bio.data_mut()) {
-        Io::Plain => false,
+        Io::Plain | Io::Waiting(_) | Io::PassedDown | Io::Zeroed => false,
         Io::Durable => true,
         Io::Tracked { slot, item } => {
             live.origin.end_item(slot, item);
@@ -377,6 +439,8 @@ pub(crate) fn end_io(live: &Arc<Live>, mut bio: Bio<Io>, result: Result) -> EndI
         }
         // The record may wait, unless an origin write waits for it already.
         Io::Written(saved, is_fua) if result.is_ok() => {
+            live.stats.own_runs.add(1);
+            live.stats.own_chunks.add(saved.len);
             live.saved(saved, false);
             is_fua
         }

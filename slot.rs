@@ -11,10 +11,11 @@
 
 use crate::{
     copy::{Destination, Prepared},
-    dm::{Bio, BioList, PerBio, Queued},
+    dm::{Bio, BioList, Device, PerBio, Queued},
     exception::{InsertError, Lookup, Spare, Table},
     live::{Devices, Failure, Health, Live},
     pending::{Flight, ItemId, Kind, Saved, SnapId, Way},
+    stats::Moment,
     store::NoChunk,
     units::{Chunk, Chunks, Sector, Sectors},
 };
@@ -26,6 +27,12 @@ pub(crate) enum Io {
     /// Nothing has to be done when it ends.
     #[default]
     Plain,
+    /// It has been waiting since then.
+    Waiting(Moment),
+    /// A discard of a snapshot that goes on to the origin.
+    PassedDown,
+    /// The same, when what it is about has been zeroed on the COW device.
+    Zeroed,
     /// A snapshot read that was sent to the origin.
     Tracked { slot: u32, item: ItemId },
     /// The first write to whole chunks of a snapshot, and whether it must be durable when it
@@ -36,6 +43,17 @@ pub(crate) enum Io {
 }
 
 impl PerBio for Io {}
+
+impl Io {
+    /// The bio begins to wait, or goes on with it; answers whether it begins.
+    pub(crate) fn wait(&mut self) -> bool {
+        let begins = matches!(self, Io::Plain);
+        if begins {
+            *self = Io::Waiting(Moment::now());
+        }
+        begins
+    }
+}
 
 /// How many items a slot has room for without asking for memory.
 const ROOM: usize = 8;
@@ -48,6 +66,8 @@ pub(crate) struct Shard {
     pub(crate) table: Table,
     /// Bios of the snapshot that wait for something in this slot.
     waiting: BioList<Io>,
+    /// The merge of the snapshot waits for something in this slot.
+    is_merge_waiting: bool,
 }
 
 /// What is behind the lock of a slot.
@@ -263,6 +283,7 @@ impl Slot {
             });
         }
         live.start_busy();
+        live.took_room();
         Ok(Started {
             saved: Saved {
                 old: first,
@@ -322,10 +343,37 @@ impl Slot {
     /// # Errors
     ///
     /// The bio, if the snapshot has left.
-    pub(crate) fn wait_snapshot(&mut self, id: SnapId, bio: Bio<Io>) -> Result<Queued, Bio<Io>> {
+    pub(crate) fn wait_snapshot(
+        &mut self,
+        id: SnapId,
+        mut bio: Bio<Io>,
+    ) -> Result<Queued, Bio<Io>> {
         match self.shard_mut(id) {
-            Some(shard) => Ok(shard.waiting.push(bio)),
+            Some(shard) => {
+                let begins = bio.data_mut().wait();
+                shard.live.stats.conflicts.add(u64::from(begins));
+                Ok(shard.waiting.push(bio))
+            }
             None => Err(bio),
+        }
+    }
+
+    /// The merge of a snapshot is told of the end of anything in this slot.
+    pub(crate) fn wait_merge(&mut self, id: SnapId) {
+        if let Some(shard) = self.shard_mut(id) {
+            shard.is_merge_waiting = true;
+        }
+    }
+
+    /// Takes the origin's bios that wait here, of the target that has opened `device`.
+    pub(crate) fn take_origin(&mut self, device: &Device, to: &mut BioList<Io>) {
+        self.waiting.move_if(to, |bio| bio.is_of(device));
+    }
+
+    /// The same for the bios of a snapshot.
+    pub(crate) fn take_snapshot(&mut self, id: SnapId, device: &Device, to: &mut BioList<Io>) {
+        if let Some(shard) = self.shard_mut(id) {
+            shard.waiting.move_if(to, |bio| bio.is_of(device));
         }
     }
 
@@ -361,6 +409,9 @@ impl Slot {
     /// the snapshots where they are tried again.
     pub(crate) fn wake_snapshots(&mut self, range: Sectors) {
         for shard in &mut self.shards {
+            if core::mem::take(&mut shard.is_merge_waiting) {
+                shard.live.stir_merge();
+            }
             if shard.waiting.is_empty() {
                 continue;
             }
@@ -385,6 +436,7 @@ impl Shard {
             live,
             table,
             waiting: BioList::new(),
+            is_merge_waiting: false,
         }
     }
 

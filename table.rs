@@ -52,72 +52,110 @@ impl StoreType {
     }
 }
 
-/// A feature that may stand at the end of a table line.
+/// What becomes of writes that need room on a COW device that is full.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Feature {
-    /// Not supported yet.
-    DiscardZeroesCow,
-    /// Not supported yet.
-    DiscardPassdownOrigin,
+pub(crate) enum WhenFull {
+    /// The snapshot is given up, as by the kernel's target; the origin goes on.
+    Invalidate,
+    /// They wait until the COW device has grown, or too long.
+    Queue,
+    /// They fail, and the snapshot stays.
+    Fail,
 }
 
-impl Feature {
-    /// All that are known, in the order in which a table line shows them.
-    const ALL: [Self; 2] = [Self::DiscardZeroesCow, Self::DiscardPassdownOrigin];
-
-    /// As it stands in a table line.
-    fn name(self) -> &'static str {
-        match self {
-            Self::DiscardZeroesCow => "discard_zeroes_cow",
-            Self::DiscardPassdownOrigin => "discard_passdown_origin",
-        }
-    }
-
-    /// Whether it may be asked for.
-    fn is_supported(self) -> bool {
-        match self {
-            Self::DiscardZeroesCow | Self::DiscardPassdownOrigin => false,
-        }
-    }
-
-    fn bit(self) -> u32 {
-        match self {
-            Self::DiscardZeroesCow => 1,
-            Self::DiscardPassdownOrigin => 1 << 1,
-        }
-    }
+impl WhenFull {
+    /// All of them, in the order of their numbers.
+    pub(crate) const ALL: [Self; 3] = [Self::Invalidate, Self::Queue, Self::Fail];
 }
 
-/// A set of features.
+/// What else was asked for at the end of a table line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Features {
-    bits: u32,
+    /// A discard of the snapshot zeroes what is on the COW device.
+    pub(crate) discard_zeroes_cow: bool,
+    /// A discard of the snapshot goes on to the origin as well.
+    pub(crate) discard_passdown_origin: bool,
+    /// What happens when the COW device is full.
+    pub(crate) when_full: WhenFull,
+    /// An event is raised when no more than so many chunks of the COW device are free.
+    pub(crate) low_water_mark: Option<u64>,
 }
+
+/// What stands before the value of the low-water mark.
+const LOW_WATER_MARK: &[u8] = b"low_water_mark:";
 
 impl Features {
     /// None at all.
-    pub(crate) const NONE: Self = Self { bits: 0 };
+    pub(crate) const NONE: Self = Self {
+        discard_zeroes_cow: false,
+        discard_passdown_origin: false,
+        when_full: WhenFull::Invalidate,
+        low_water_mark: None,
+    };
 
-    /// Whether a feature was asked for.
-    pub(crate) fn has(self, feature: Feature) -> bool {
-        self.bits & feature.bit() != 0
+    /// Those that are a word each, in the order in which a table line shows them.
+    fn words(&self) -> [(bool, &'static str); 4] {
+        [
+            (self.discard_zeroes_cow, "discard_zeroes_cow"),
+            (self.discard_passdown_origin, "discard_passdown_origin"),
+            (self.when_full == WhenFull::Queue, "queue_if_no_space"),
+            (self.when_full == WhenFull::Fail, "error_if_no_space"),
+        ]
     }
 
-    fn add(&mut self, feature: Feature) {
-        self.bits |= feature.bit();
+    /// Takes one more in.
+    fn add<'a>(&mut self, arg: &'a CStr) -> Result<(), ArgError<'a>> {
+        let lower = arg.to_bytes();
+        let is = |name: &str| lower.eq_ignore_ascii_case(name.as_bytes());
+        if is("discard_zeroes_cow") {
+            self.discard_zeroes_cow = true;
+        } else if is("discard_passdown_origin") {
+            self.discard_passdown_origin = true;
+        } else if is("queue_if_no_space") {
+            self.fill_with(WhenFull::Queue)?;
+        } else if is("error_if_no_space") {
+            self.fill_with(WhenFull::Fail)?;
+        } else if let Some((name, value)) = lower.split_at_checked(LOW_WATER_MARK.len()) {
+            if !name.eq_ignore_ascii_case(LOW_WATER_MARK) {
+                return Err(ArgError::FeatureUnknown(arg));
+            }
+            let number = core::str::from_utf8(value).ok().map(str::parse);
+            match number {
+                Some(Ok(chunks)) => self.low_water_mark = Some(chunks),
+                _ => return Err(ArgError::FeatureValue(arg)),
+            }
+        } else {
+            return Err(ArgError::FeatureUnknown(arg));
+        }
+        Ok(())
+    }
+
+    fn fill_with<'a>(&mut self, policy: WhenFull) -> Result<(), ArgError<'a>> {
+        if self.when_full != WhenFull::Invalidate && self.when_full != policy {
+            return Err(ArgError::FeaturesContradict);
+        }
+        self.when_full = policy;
+        Ok(())
     }
 
     /// As in a table line, with a space before each word; nothing if there is none.
-    fn write(self, w: &mut impl Write) -> fmt::Result {
-        let set = || Feature::ALL.into_iter().filter(|f| self.has(*f));
-        match set().count() {
-            0 => return Ok(()),
-            n => write!(w, " {n}")?,
+    fn write(&self, w: &mut impl Write) -> fmt::Result {
+        let words = self.words();
+        let set = || words.iter().filter(|(is_set, _)| *is_set);
+        let count = set()
+            .count()
+            .saturating_add(self.low_water_mark.iter().count());
+        if count == 0 {
+            return Ok(());
         }
-        for feature in set() {
-            write!(w, " {}", feature.name())?;
+        write!(w, " {count}")?;
+        for (_, name) in set() {
+            write!(w, " {name}")?;
         }
-        Ok(())
+        match self.low_water_mark {
+            Some(chunks) => write!(w, " low_water_mark:{chunks}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -167,8 +205,12 @@ pub(crate) enum ArgError<'a> {
     FeatureCount(&'a CStr),
     /// So many features are announced, and so many are there.
     FeaturesMissing(u64, u64),
-    /// The feature is known and not supported.
-    FeatureUnsupported(Feature),
+    /// The value of the feature is not a number.
+    FeatureValue(&'a CStr),
+    /// `discard_passdown_origin` stands there without `discard_zeroes_cow`.
+    FeatureNeedsOther,
+    /// Two features say what to do when the COW device is full.
+    FeaturesContradict,
     /// The feature is not known.
     FeatureUnknown(&'a CStr),
     /// Origin and COW device are the same.
@@ -179,6 +221,8 @@ pub(crate) enum ArgError<'a> {
     CowReadOnly(&'a CStr),
     /// The COW device has so many sectors, and needs so many.
     CowTooSmall(u64, u64),
+    /// A merge was asked for of a store without metadata.
+    MergeTransient,
 }
 
 /// An argument as it is shown in a log line: what is not printable is escaped.
@@ -237,14 +281,26 @@ impl ArgError<'_> {
                 w,
                 "too few arguments: {said} features announced, {given} given"
             ),
-            Self::FeatureUnsupported(feature) => {
-                write!(w, "feature '{}' is not supported: ", feature.name())?;
-                Self::write_allowed(w)
-            }
-            Self::FeatureUnknown(arg) => {
-                write!(w, "feature '{}' is not known: ", shown(arg))?;
-                Self::write_allowed(w)
-            }
+            Self::FeatureValue(arg) => write!(
+                w,
+                "feature '{}' has no number of chunks behind the colon",
+                shown(arg)
+            ),
+            Self::FeatureNeedsOther => write!(
+                w,
+                "feature 'discard_passdown_origin' needs the feature 'discard_zeroes_cow'"
+            ),
+            Self::FeaturesContradict => write!(
+                w,
+                "features 'queue_if_no_space' and 'error_if_no_space' exclude each other"
+            ),
+            Self::FeatureUnknown(arg) => write!(
+                w,
+                "feature '{}' is not known: allowed are discard_zeroes_cow, \
+                 discard_passdown_origin, queue_if_no_space, error_if_no_space, \
+                 low_water_mark:<chunks>",
+                shown(arg)
+            ),
             Self::SameDevice => write!(w, "COW device is the same device as the origin"),
             Self::CannotOpen(device, arg, code) => write!(
                 w,
@@ -260,17 +316,11 @@ impl ArgError<'_> {
                 "COW device is too small: it has {has} sectors, and at least {needs} are \
                  needed"
             ),
+            Self::MergeTransient => write!(
+                w,
+                "a snapshot of store type N cannot be merged: it has no metadata to go by"
+            ),
         }
-    }
-
-    /// Says which features there are.
-    fn write_allowed(w: &mut dyn Write) -> fmt::Result {
-        let mut allowed = Feature::ALL.iter().filter(|f| f.is_supported());
-        let Some(first) = allowed.next() else {
-            return write!(w, "no feature can be asked for");
-        };
-        write!(w, "allowed is {}", first.name())?;
-        allowed.try_for_each(|f| write!(w, ", {}", f.name()))
     }
 
     /// The same in a few words, without the values: for device-mapper's own log line.
@@ -294,13 +344,18 @@ impl ArgError<'_> {
             }
             Self::FeatureCount(_) => c"Number of features is not a number",
             Self::FeaturesMissing(..) => c"Too few feature arguments",
-            Self::FeatureUnsupported(_) => c"Feature is not supported",
+            Self::FeatureValue(_) => c"Invalid value of a feature",
+            Self::FeatureNeedsOther => {
+                c"'discard_passdown_origin' feature depends on 'discard_zeroes_cow'"
+            }
+            Self::FeaturesContradict => c"Features exclude each other",
             Self::FeatureUnknown(_) => c"Unrecognised feature requested",
             Self::SameDevice => c"COW device cannot be the same as origin device",
             Self::CannotOpen(Device::Origin, ..) => c"Cannot get origin device",
             Self::CannotOpen(Device::Cow, ..) => c"Cannot get COW device",
             Self::CowReadOnly(_) => c"COW device is read-only",
             Self::CowTooSmall(..) => c"COW device is too small",
+            Self::MergeTransient => c"Snapshot exception store does not support snapshot-merge",
         }
     }
 }
@@ -392,20 +447,16 @@ fn parse_features<'a>(mut args: impl Iterator<Item = &'a CStr>) -> Result<Featur
         let arg = args
             .next()
             .ok_or(ArgError::FeaturesMissing(announced, given))?;
-        let feature = Feature::ALL
-            .into_iter()
-            .find(|f| arg.to_bytes().eq_ignore_ascii_case(f.name().as_bytes()))
-            .ok_or(ArgError::FeatureUnknown(arg))?;
-        if !feature.is_supported() {
-            return Err(ArgError::FeatureUnsupported(feature));
-        }
-        features.add(feature);
+        features.add(arg)?;
         given = given.saturating_add(1);
     }
-    match args.next() {
-        Some(arg) => Err(ArgError::TooMany(arg)),
-        None => Ok(features),
+    if let Some(arg) = args.next() {
+        return Err(ArgError::TooMany(arg));
     }
+    if features.discard_passdown_origin && !features.discard_zeroes_cow {
+        return Err(ArgError::FeatureNeedsOther);
+    }
+    Ok(features)
 }
 
 /// Checks that a chunk is made of whole logical blocks of a device, whose size is given in
@@ -451,6 +502,86 @@ impl<'a> OriginArgs<'a> {
             }),
             more => Err(ArgError::OriginCount(more.saturating_add(1))),
         }
+    }
+}
+
+/// A message to a target (`dmsetup message`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Message {
+    /// Show what has been counted.
+    Stats,
+    /// Begin to count anew.
+    ResetStats,
+    /// Make all records durable and say how many there are.
+    Commit,
+}
+
+/// What is wrong with a message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum MessageError<'a> {
+    /// The message is not known to this target, which knows these.
+    Unknown(&'a CStr, &'static [(&'static str, Message)]),
+    /// There is none, or something stands behind it.
+    Count(usize),
+}
+
+/// What an origin target can be asked.
+pub(crate) const ORIGIN_MESSAGES: &[(&str, Message)] = &[
+    ("stats", Message::Stats),
+    ("reset_stats", Message::ResetStats),
+];
+
+/// What a snapshot or merge target can be asked.
+pub(crate) const SNAPSHOT_MESSAGES: &[(&str, Message)] = &[
+    ("stats", Message::Stats),
+    ("reset_stats", Message::ResetStats),
+    ("commit", Message::Commit),
+];
+
+impl Message {
+    /// Reads a message, which must be one of those in `known`.
+    ///
+    /// # Errors
+    ///
+    /// See [`MessageError`].
+    pub(crate) fn parse<'a>(
+        args: impl IntoIterator<Item = &'a CStr>,
+        known: &'static [(&'static str, Message)],
+    ) -> Result<Self, MessageError<'a>> {
+        let mut args = args.into_iter();
+        let first = args.next().ok_or(MessageError::Count(0))?;
+        match args.count() {
+            0 => {}
+            more => return Err(MessageError::Count(more.saturating_add(1))),
+        }
+        let is_meant = |name: &str| first.to_bytes().eq_ignore_ascii_case(name.as_bytes());
+        let found = known.iter().find(|(name, _)| is_meant(name));
+        found
+            .map(|(_, message)| *message)
+            .ok_or(MessageError::Unknown(first, known))
+    }
+}
+
+impl MessageError<'_> {
+    /// Says in a sentence what is wrong.
+    pub(crate) fn write(&self, w: &mut dyn Write) -> fmt::Result {
+        match self {
+            Self::Unknown(arg, known) => {
+                write!(w, "message '{}' is not known: allowed are ", shown(arg))?;
+                for (i, (name, _)) in known.iter().enumerate() {
+                    let comma = if i == 0 { "" } else { ", " };
+                    write!(w, "{comma}{name}")?;
+                }
+                Ok(())
+            }
+            Self::Count(n) => write!(w, "wrong number of words in a message: {n} given, 1 needed"),
+        }
+    }
+}
+
+impl kernel::fmt::Display for MessageError<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f)
     }
 }
 

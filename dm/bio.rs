@@ -38,6 +38,7 @@ impl<P> Attached<P> {
 pub(crate) enum Op {
     Read,
     Write,
+    Discard,
     /// Anything else. A target is only sent what it asked for.
     Other,
 }
@@ -132,6 +133,7 @@ impl<P: PerBio> Bio<P> {
         match unsafe { sys::dmsnap_bio_op(self.bio.as_ptr()) } {
             bindings::req_op_REQ_OP_READ => Op::Read,
             bindings::req_op_REQ_OP_WRITE => Op::Write,
+            bindings::req_op_REQ_OP_DISCARD => Op::Discard,
             _ => Op::Other,
         }
     }
@@ -167,7 +169,7 @@ impl<P: PerBio> Bio<P> {
     /// With a device of another target, which might be closed before the bio has ended, nothing
     /// is changed, and [`Self::submit`] ends the bio with an error.
     pub(crate) fn remap(&mut self, device: &Device, at: Sector) {
-        if device.target() != self.attached().target {
+        if !self.is_of(device) {
             return;
         }
         // SAFETY: Both are valid; the device stays open until all bios of its target have ended.
@@ -175,6 +177,11 @@ impl<P: PerBio> Bio<P> {
         // SAFETY: The bio is valid and ours.
         unsafe { (*self.bio.as_ptr()).bi_iter.bi_sector = at.0 };
         self.attached_mut().is_remapped = true;
+    }
+
+    /// Whether the bio came to the target that has opened this device.
+    pub(crate) fn is_of(&self, device: &Device) -> bool {
+        device.target() == self.attached().target
     }
 
     /// The raw bio. To be compared, not to be followed.
@@ -197,6 +204,20 @@ impl<P: PerBio> Bio<P> {
         let bio = self.into_raw();
         // SAFETY: The bio is device-mapper's clone, is ours, and has a device to go to.
         unsafe { sys::dm_submit_bio_remap(bio.as_ptr(), core::ptr::null_mut()) };
+    }
+
+    /// Which of several bios for one flush it is, see `Setup::want_two_flushes`.
+    pub(crate) fn number(&self) -> u32 {
+        // SAFETY: By the invariants, the bio is one that device-mapper has given to a target.
+        unsafe { sys::dm_bio_get_target_bio_nr(self.bio.as_ptr()) }
+    }
+
+    /// Gives the bio back to device-mapper, which sends it again when its device has been
+    /// resumed. Only while `presuspend` says so; else the bio ends with an error.
+    pub(crate) fn requeue(self) {
+        let bio = self.into_raw();
+        // SAFETY: The bio is valid and ours, and nobody uses it after this.
+        unsafe { sys::dmsnap_bio_requeue(bio.as_ptr()) };
     }
 
     /// Ends the bio. Context: any.
@@ -229,15 +250,16 @@ impl<P: PerBio> Incoming<'_, P> {
     }
 
     /// Takes only the first sectors, up to `end`; device-mapper sends the rest again as another
-    /// bio. Does nothing where the bio ends before, or to a bio that is neither read nor write.
+    /// bio. Does nothing where the bio ends before, or to a flush.
     pub(crate) fn accept_until(&mut self, end: Sector) {
         let range = self.0.sectors();
-        if end.0 <= range.start || end.0 >= range.end || self.0.op() == Op::Other {
+        if end.0 <= range.start || end.0 >= range.end || self.0.is_flush() {
             return;
         }
         let accepted = end.0.saturating_sub(range.start) as u32;
-        // SAFETY: device-mapper is mapping the bio, it is a plain read or write, of which there
-        // are no duplicates, and there are fewer sectors than it has, but at least one.
+        // SAFETY: device-mapper is mapping the bio, which is no flush; `Setup` asks for no
+        // duplicates of anything else, nor for zones and atomic writes. There are fewer sectors
+        // than it has, but at least one.
         unsafe { sys::dm_accept_partial_bio(self.0.bio.as_ptr(), accepted) };
     }
 

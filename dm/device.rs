@@ -151,6 +151,12 @@ impl Device {
         unsafe { sys::dmsnap_bdev_logical_block_size(self.bdev()) }
     }
 
+    /// Whether it takes discards.
+    pub(crate) fn takes_discards(&self) -> bool {
+        // SAFETY: The block device of an open `dm_dev` is valid.
+        unsafe { sys::dmsnap_bdev_max_discard_sectors(self.bdev()) != 0 }
+    }
+
     /// Whether the device can't be written to.
     pub(crate) fn is_read_only(&self) -> bool {
         // SAFETY: The block device of an open `dm_dev` is valid.

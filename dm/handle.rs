@@ -70,7 +70,7 @@ impl Handle {
     /// called from `preresume` of the target `own`, whose device's lock is held already: if it is
     /// the same device, it is suspended, and nothing is done.
     pub(crate) fn drain(&self, own: &Handle) {
-        if self.mapped_device() == own.mapped_device() {
+        if self.is_same_device(own) {
             return;
         }
         let Some(held) = self.hold() else { return };
@@ -80,6 +80,11 @@ impl Handle {
         unsafe { sys::dm_internal_resume_fast(held.as_ptr()) };
         // SAFETY: The reference is that of `hold`.
         unsafe { sys::dm_put(held.as_ptr()) };
+    }
+
+    /// Whether both lead to the same mapped device. May sleep.
+    pub(crate) fn is_same_device(&self, other: &Handle) -> bool {
+        self.mapped_device() == other.mapped_device()
     }
 
     /// The mapped device. To be compared, not to be followed.

@@ -81,6 +81,36 @@ impl Client {
         unsafe { self.send(device, Span::at(at, bytes), buffer, flags.bits(), NO_NOTIFY) }
     }
 
+    /// Flushes the device's cache. Sleeps until done.
+    ///
+    /// # Errors
+    ///
+    /// `EIO` if the device fails.
+    pub(crate) fn flush(&self, device: &Device) -> Result {
+        let mut region = sys::dm_io_region {
+            bdev: device.bdev(),
+            sector: 0,
+            count: 0,
+        };
+        let mut request = sys::dm_io_request {
+            bi_opf: bindings::req_op_REQ_OP_WRITE | sys::DMSNAP_REQ_SYNC | sys::DMSNAP_REQ_PREFLUSH,
+            mem: sys::dm_io_memory {
+                type_: sys::dm_io_mem_type_DM_IO_KMEM,
+                offset: 0,
+                ptr: sys::dm_io_memory__bindgen_ty_1 {
+                    addr: core::ptr::null_mut(),
+                },
+            },
+            notify: NO_NOTIFY,
+            client: self.0.as_ptr(),
+        };
+        let (errors, unsup) = (core::ptr::null_mut(), core::ptr::null_mut());
+        // SAFETY: There is no data, hence no memory that would have to live; the device and the
+        // client are borrowed until dm-io returns, which is when the flush has ended.
+        let ret = unsafe { sys::dm_io(&mut request, 1, &mut region, errors, unsup, 0) };
+        kernel::error::to_result(ret)
+    }
+
     /// Hands a request to dm-io.
     ///
     /// # Errors

@@ -14,7 +14,7 @@
 //! | `io.rs`     | dm-io: reads and writes of the module's own                      |
 //! | `buffer.rs` | the pages that dm-io reads into and writes from                  |
 //! | `work.rs`   | a workqueue on which memory may be reclaimed                     |
-//! | `param.rs`  | module parameters that can be changed at run time                |
+//! | `param.rs`  | module parameters                                                |
 //! | `log.rs`    | log lines in the manner of device-mapper                         |
 //!
 //! The `unsafe` of the module is here and in `sys/`, nowhere else. A caller that
@@ -38,7 +38,7 @@ pub(crate) use buffer::Buffer;
 pub(crate) use device::Device;
 pub(crate) use handle::Handle;
 pub(crate) use io::{Client, Finished, IoDone, Request, Span, WriteFlags, MAX_BYTES};
-pub(crate) use param::cow_threshold;
+pub(crate) use param::{cow_threshold, no_space_timeout, standard_names};
 pub(crate) use setup::{Args, Setup};
 pub(crate) use target::{EndIo, Hints, Mapped, Registration, StatusKind, Target};
 pub(crate) use work::{NoIo, WorkQueue};

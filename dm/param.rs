@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Module parameters that can be changed while the module is loaded.
+//! Module parameters.
 
 use crate::sys;
 
@@ -11,4 +11,18 @@ pub(crate) fn cow_threshold() -> i64 {
     let threshold = unsafe { sys::dmsnap_param_cow_threshold() };
     // Nothing would ever be copied with less than one.
     i64::from(threshold).max(1)
+}
+
+/// How long writes wait for a full COW device to grow, in seconds; `None` for ever
+/// (`no_space_timeout`).
+pub(crate) fn no_space_timeout() -> Option<u32> {
+    // SAFETY: There are no preconditions.
+    let seconds = unsafe { sys::dmsnap_param_no_space_timeout() };
+    (seconds != 0).then_some(seconds)
+}
+
+/// Whether the targets are to have the kernel's own names as well (`standard_names`).
+pub(crate) fn standard_names() -> bool {
+    // SAFETY: There are no preconditions.
+    unsafe { sys::dmsnap_param_standard_names() }
 }

@@ -121,6 +121,29 @@ impl<'a> Setup<'a> {
         self.target.set_flush_supported(true);
     }
 
+    /// Asks for each flush twice, numbered 0 and 1: one for each of two devices.
+    pub(crate) fn want_two_flushes(&mut self) {
+        self.target.num_flush_bios = 2;
+        self.target.set_flush_supported(true);
+    }
+
+    /// Asks for discards, whether the devices beneath take them or not.
+    pub(crate) fn want_discards(&mut self) {
+        self.target.num_discard_bios = 1;
+        self.target.set_discards_supported(true);
+    }
+
+    /// Asks for discards, if all devices beneath take them.
+    pub(crate) fn pass_discards(&mut self) {
+        self.target.num_discard_bios = 1;
+    }
+
+    /// Asks for what else removes data without bringing any, if all devices beneath take that.
+    pub(crate) fn pass_erasures(&mut self) {
+        self.target.num_write_zeroes_bios = 1;
+        self.target.num_secure_erase_bios = 1;
+    }
+
     /// Asks for flushes if a device beneath has a cache.
     pub(crate) fn pass_flushes(&mut self) {
         self.target.num_flush_bios = 1;

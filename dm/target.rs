@@ -26,6 +26,22 @@ pub(crate) enum Mapped<P: PerBio> {
     Queued(Queued),
     /// It is to end with an I/O error.
     Kill(Bio<P>),
+    /// It is to end in this way, without having been anywhere.
+    End(Bio<P>, Result),
+}
+
+impl<P: PerBio> Mapped<P> {
+    /// Does with the bio what device-mapper would do after `map`: for one that is tried again.
+    ///
+    /// Context: may sleep; not from `map`.
+    pub(crate) fn settle(self) {
+        match self {
+            Mapped::Remapped(bio) => bio.submit(),
+            Mapped::Queued(_) => {}
+            Mapped::Kill(bio) => bio.end(Err(EIO)),
+            Mapped::End(bio, result) => bio.end(result),
+        }
+    }
 }
 
 /// What `end_io` did with a bio.
@@ -56,6 +72,12 @@ impl Hints<'_> {
         if self.0.io_opt == 0 {
             self.0.io_opt = u32::try_from(bytes).unwrap_or(0);
         }
+    }
+
+    /// Discards are taken, in units of so many bytes, and of at most so many sectors at a time.
+    pub(crate) fn take_discards(&mut self, unit: u64, sectors: u64) {
+        self.0.discard_granularity = u32::try_from(unit).unwrap_or(0);
+        self.0.max_hw_discard_sectors = u32::try_from(sectors).unwrap_or(u32::MAX);
     }
 }
 
@@ -106,8 +128,25 @@ pub(crate) trait Target: Sized + Send + Sync + 'static {
     /// The device resumes: bios will come. May sleep.
     fn resume(&self) {}
 
+    /// The device is about to be suspended, which goes on when all bios have ended. With
+    /// `may_requeue`, a bio that waits can be given back by [`Bio::requeue`]. May sleep.
+    fn presuspend(&self, may_requeue: bool) {
+        let _ = may_requeue;
+    }
+
     /// The device has been suspended: all bios have ended. May sleep.
     fn postsuspend(&self) {}
+
+    /// A message has come (`dmsetup message`). Answers whether there is a text in `out`, which
+    /// does not matter if it fails. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// The message was refused; the reason has been logged.
+    fn message(&self, args: &Args<'_>, out: &mut dyn fmt::Write) -> Result<bool> {
+        let _ = (args, out);
+        Err(EINVAL)
+    }
 
     /// Writes a status text. May sleep.
     ///
@@ -152,13 +191,14 @@ unsafe impl<T: Target> Send for Registration<T> {}
 unsafe impl<T: Target> Sync for Registration<T> {}
 
 impl<T: Target> Registration<T> {
-    /// Registers the target for as long as the value lives. May sleep.
+    /// Registers the target under a name for as long as the value lives. May sleep.
     ///
     /// # Errors
     ///
-    /// `EEXIST` if there is a target of that name already.
+    /// `EBUSY` (`EEXIST` in older kernels) if there is a target of that name already.
     pub(crate) fn new(
         module: &'static ThisModule,
+        name: &'static CStr,
         context: T::Context,
     ) -> impl PinInit<Self, Error> {
         // INVARIANT: `dm_register_target` comes last; if it fails, the value does not come to be.
@@ -168,7 +208,7 @@ impl<T: Target> Registration<T> {
             ty <- Opaque::try_ffi_init(move |slot: *mut sys::target_type| {
                 let value = sys::target_type {
                     features: 0,
-                    name: T::NAME.as_char_ptr(),
+                    name: name.as_char_ptr(),
                     module: module.as_ptr(),
                     version: T::VERSION,
                     ctr: Some(Adapter::<T>::ctr),
@@ -177,6 +217,8 @@ impl<T: Target> Registration<T> {
                     end_io: if T::HAS_END_IO { Some(Adapter::<T>::end_io) } else { None },
                     preresume: if T::HAS_PRERESUME { Some(Adapter::<T>::preresume) } else { None },
                     resume: if T::HAS_RESUME { Some(Adapter::<T>::resume) } else { None },
+                    presuspend: if T::HAS_PRESUSPEND { Some(Adapter::<T>::presuspend) } else { None },
+                    message: if T::HAS_MESSAGE { Some(Adapter::<T>::message) } else { None },
                     postsuspend: if T::HAS_POSTSUSPEND {
                         Some(Adapter::<T>::postsuspend)
                     } else {
@@ -350,6 +392,10 @@ impl<T: Target> Adapter<T> {
                 bio.into_raw();
                 sys::DM_MAPIO_KILL as c_int
             }
+            Mapped::End(bio, result) => {
+                bio.end(result);
+                sys::DM_MAPIO_SUBMITTED as c_int
+            }
             Mapped::Queued(_) => sys::DM_MAPIO_SUBMITTED as c_int,
         }
     }
@@ -411,9 +457,46 @@ impl<T: Target> Adapter<T> {
     /// # Safety
     ///
     /// To be called by device-mapper for a constructed target of this type.
+    unsafe extern "C" fn presuspend(ti: *mut sys::dm_target) {
+        // SAFETY: device-mapper gives a constructed target.
+        let may_requeue = unsafe { sys::dm_noflush_suspending(ti) } != 0;
+        // SAFETY: As above.
+        unsafe { Self::instance(ti) }.inner.presuspend(may_requeue);
+    }
+
+    /// # Safety
+    ///
+    /// To be called by device-mapper for a constructed target of this type.
     unsafe extern "C" fn postsuspend(ti: *mut sys::dm_target) {
         // SAFETY: device-mapper gives a constructed target.
         unsafe { Self::instance(ti) }.inner.postsuspend();
+    }
+
+    /// # Safety
+    ///
+    /// To be called by device-mapper for a constructed target of this type, with the words of a
+    /// message and a buffer of `maxlen` bytes.
+    unsafe extern "C" fn message(
+        ti: *mut sys::dm_target,
+        argc: c_uint,
+        argv: *mut *mut c_char,
+        result: *mut c_char,
+        maxlen: c_uint,
+    ) -> c_int {
+        // SAFETY: device-mapper gives a constructed target.
+        let instance = unsafe { Self::instance(ti) };
+        // SAFETY: device-mapper gives valid arguments, which live as long as the call.
+        let args = unsafe { Args::new(argc, argv) };
+        let mut answer = Ok(false);
+        let write = |out: &mut dyn fmt::Write| answer = instance.inner.message(&args, out);
+        // SAFETY: device-mapper's buffer is valid for writes of `maxlen` bytes.
+        unsafe { with_text(result, maxlen, write) };
+        match answer {
+            // device-mapper copies the text to who asked.
+            Ok(true) => 1,
+            Ok(false) => 0,
+            Err(e) => e.to_errno(),
+        }
     }
 
     /// # Safety
@@ -434,23 +517,11 @@ impl<T: Target> Adapter<T> {
             sys::status_type_t_STATUSTYPE_TABLE => StatusKind::Table,
             _ => StatusKind::Ima,
         };
-        if maxlen == 0 || result.is_null() {
-            return;
-        }
+        let write = |out: &mut dyn fmt::Write| {
+            let _ = instance.inner.status(kind, out);
+        };
         // SAFETY: device-mapper's buffer is valid for writes of `maxlen` bytes.
-        let buffer =
-            unsafe { core::slice::from_raw_parts_mut(result.cast::<u8>(), maxlen as usize) };
-        let room = buffer.len().saturating_sub(1);
-        let (text, nul) = buffer.split_at_mut(room);
-        // Whatever did not fit counts as written, so device-mapper sees a full buffer and calls
-        // again with a larger one. The text must end with a NUL in any case.
-        let mut formatter = Limited::new(text);
-        let _ = instance.inner.status(kind, &mut formatter);
-        let written = formatter.written();
-        match text.get_mut(written) {
-            Some(end) => *end = 0,
-            None => nul.fill(0),
-        }
+        unsafe { with_text(result, maxlen, write) };
     }
 
     /// # Safety
@@ -490,6 +561,28 @@ impl<T: Target> Adapter<T> {
         // SAFETY: device-mapper gives valid limits that are ours during the call.
         let mut hints = Hints(unsafe { &mut *limits });
         instance.inner.io_hints(&mut hints);
+    }
+}
+
+/// Has a text written into a C buffer. Whatever does not fit is left out, so device-mapper sees a
+/// full buffer and calls again with a larger one. The text ends with a NUL in any case.
+///
+/// # Safety
+///
+/// `buffer` must be null, or valid for writes of `len` bytes.
+unsafe fn with_text(buffer: *mut c_char, len: c_uint, write: impl FnOnce(&mut dyn fmt::Write)) {
+    if len == 0 || buffer.is_null() {
+        return write(&mut Limited::new(&mut []));
+    }
+    // SAFETY: The caller vouches for it.
+    let buffer = unsafe { core::slice::from_raw_parts_mut(buffer.cast::<u8>(), len as usize) };
+    let (text, nul) = buffer.split_at_mut(buffer.len().saturating_sub(1));
+    let mut out = Limited::new(text);
+    write(&mut out);
+    let written = out.written();
+    match text.get_mut(written) {
+        Some(end) => *end = 0,
+        None => nul.fill(0),
     }
 }
 

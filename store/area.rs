@@ -231,7 +231,6 @@ impl Allocator {
     }
 
     /// How many chunks are free.
-    #[allow(dead_code)] // The host tests look at it.
     pub(crate) fn free_chunks(&self) -> u64 {
         let behind = self.end.saturating_sub(self.next_free);
         let metadata = match &self.layout {
@@ -494,6 +493,12 @@ impl Cursor {
         (self.area, self.index)
     }
 
+    /// How many records there are.
+    pub(crate) fn records(&self, layout: &Layout) -> u64 {
+        let before = self.area.saturating_mul(u64::from(layout.per_area));
+        before.saturating_add(u64::from(self.index))
+    }
+
     /// How many chunks the header and the areas up to the current one are: the status
     /// line's metadata sectors, in chunks.
     pub(crate) fn metadata_chunks(&self) -> u64 {
@@ -572,6 +577,26 @@ impl Cursor {
             self.area = self.area.saturating_add(1);
             self.index = 0;
         }
+    }
+
+    /// The last records, at most `most` of them and all in one area; `None` if there are none.
+    pub(crate) fn last(&self, most: u32) -> Option<Piece> {
+        let (area, end) = match self.index {
+            0 => (self.area.checked_sub(1)?, self.per_area),
+            index => (self.area, index),
+        };
+        let count = end.min(most);
+        Some(Piece {
+            area,
+            first: end.saturating_sub(count),
+            count,
+        })
+    }
+
+    /// The last records have been removed from stable media: all from the first of the piece on.
+    pub(crate) fn retreat(&mut self, piece: &Piece) {
+        self.area = piece.area;
+        self.index = piece.first;
     }
 
     /// What is zeroed next.

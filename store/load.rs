@@ -13,16 +13,13 @@ use super::{
     persistent::Persistent,
 };
 use crate::{
-    dm::{Buffer, Client, Device, Finished, IoDone, Request, Span, WriteFlags, MAX_BYTES},
+    dm::{Buffer, Client, Device, Span, WriteFlags, MAX_BYTES},
     dm_err, dm_warn,
     exception::{InsertError, Spare, Table},
+    many::{self, Job},
     units::{Chunk, ChunkSize, Sector, SpanSize, SECTOR_SIZE, SLOTS},
 };
-use kernel::{
-    new_condvar, new_spinlock_irq,
-    prelude::*,
-    sync::{Arc, CondVar, SpinLockIrq},
-};
+use kernel::{prelude::*, sync::Arc};
 
 /// How much metadata is read at a time, in bytes, where it consists of many small areas.
 const READ_AHEAD_BYTES: u64 = 4 << 20;
@@ -214,7 +211,7 @@ fn scan(
     let mut last = KVVec::new();
     while scan.wants().is_some() {
         let count = ahead.min(layout.areas().saturating_sub(area)).max(1);
-        let areas = Reader::read(client, cow, layout, area, count)?;
+        let areas = read_areas(client, cow, layout, area, count)?;
         for bytes in areas {
             if scan.wants().is_none() {
                 break;
@@ -282,98 +279,37 @@ fn keep_tail(cursor: Cursor, area: &[u8], tail: &mut [u8]) {
     }
 }
 
-/// Reads several areas at a time, so that a device's depth is used.
-#[pin_data]
-struct Reader {
-    #[pin]
-    state: SpinLockIrq<ReaderState>,
-    #[pin]
-    done: CondVar,
-}
-
-struct ReaderState {
-    running: usize,
-    has_failed: bool,
-    /// What has been read, each in its place.
-    pieces: KVec<Option<Buffer>>,
-}
-
-impl IoDone for Reader {
-    fn io_done(this: Arc<Self>, finished: Finished<Self>) {
-        let mut state = this.state.lock();
-        state.has_failed |= finished.result.is_err();
-        if let Some(place) = state.pieces.get_mut(finished.tag) {
-            *place = finished.buffer;
-        }
-        state.running = state.running.saturating_sub(1);
-        if state.running == 0 {
-            this.done.notify_all();
+/// Reads `count` areas from the one called `first` on, at a time.
+fn read_areas(
+    client: &Arc<Client>,
+    cow: &Device,
+    layout: &Layout,
+    first: u64,
+    count: u64,
+) -> Result<KVec<KVVec<u8>>> {
+    let area_bytes = layout.chunk_size.bytes();
+    let pieces = area_bytes.div_ceil(MAX_BYTES as u64);
+    let mut jobs = KVec::new();
+    for area in first..first.saturating_add(count) {
+        let chunk = layout.area_chunk(area).ok_or(EINVAL)?;
+        let at = layout.chunk_size.first_sector(chunk).0;
+        for piece in 0..pieces {
+            let offset = piece.saturating_mul(MAX_BYTES as u64);
+            let bytes = area_bytes.saturating_sub(offset).min(MAX_BYTES as u64) as usize;
+            let from = Sector(at.saturating_add(offset / SECTOR_SIZE));
+            let buffer = Buffer::new(bytes, GFP_KERNEL)?;
+            let span = Span::at(from, bytes);
+            jobs.push(Job { span, buffer }, GFP_KERNEL)?;
         }
     }
-}
-
-impl Reader {
-    /// Reads `count` areas from the one called `first` on.
-    fn read(
-        client: &Arc<Client>,
-        cow: &Device,
-        layout: &Layout,
-        first: u64,
-        count: u64,
-    ) -> Result<KVec<KVVec<u8>>> {
-        let area_bytes = layout.chunk_size.bytes();
-        let per_area = area_bytes.div_ceil(MAX_BYTES as u64);
-        let total = per_area.saturating_mul(count) as usize;
-        let mut pieces = KVec::with_capacity(total, GFP_KERNEL)?;
-        for _ in 0..total {
-            pieces.push(None, GFP_KERNEL)?;
+    let buffers = many::read(client, cow, jobs)?;
+    let mut areas = KVec::with_capacity(count as usize, GFP_KERNEL)?;
+    for area in buffers.chunks(pieces as usize) {
+        let mut bytes = KVVec::from_elem(0u8, area_bytes as usize, GFP_KERNEL)?;
+        for (part, buffer) in bytes.chunks_mut(MAX_BYTES).zip(area) {
+            buffer.read(0, part)?;
         }
-        let state = ReaderState {
-            running: total,
-            has_failed: false,
-            pieces,
-        };
-        let reader = Arc::pin_init(
-            pin_init!(Self {
-                state <- new_spinlock_irq!(state, "Reader::state"),
-                done <- new_condvar!("Reader::done"),
-            }),
-            GFP_KERNEL,
-        )?;
-        // All memory comes first: what has been sent has to be waited for.
-        let mut requests = KVec::with_capacity(total, GFP_KERNEL)?;
-        for area in first..first.saturating_add(count) {
-            let chunk = layout.area_chunk(area).ok_or(EINVAL)?;
-            let at = layout.chunk_size.first_sector(chunk).0;
-            for piece in 0..per_area {
-                let offset = piece.saturating_mul(MAX_BYTES as u64);
-                let bytes = area_bytes.saturating_sub(offset).min(MAX_BYTES as u64) as usize;
-                let from = Sector(at.saturating_add(offset / SECTOR_SIZE));
-                let request = Request::new(GFP_KERNEL)?;
-                let buffer = Buffer::new(bytes, GFP_KERNEL)?;
-                requests.push((request, buffer, Span::at(from, bytes)), GFP_KERNEL)?;
-            }
-        }
-        for (tag, (request, buffer, span)) in requests.into_iter().enumerate() {
-            request.read(client, cow, span, buffer, reader.clone(), tag);
-        }
-        let mut state = reader.state.lock();
-        while state.running != 0 {
-            reader.done.wait(&mut state);
-        }
-        if state.has_failed {
-            return Err(EIO);
-        }
-        let pieces = core::mem::take(&mut state.pieces);
-        drop(state);
-        let mut areas = KVec::with_capacity(count as usize, GFP_KERNEL)?;
-        for area in pieces.chunks(per_area as usize) {
-            let mut bytes = KVVec::from_elem(0u8, area_bytes as usize, GFP_KERNEL)?;
-            for (part, buffer) in bytes.chunks_mut(MAX_BYTES).zip(area) {
-                buffer.as_ref().ok_or(EIO)?.read(0, part)?;
-            }
-            areas.push(bytes, GFP_KERNEL)?;
-        }
-        Ok(areas)
+        areas.push(bytes, GFP_KERNEL)?;
     }
+    Ok(areas)
 }

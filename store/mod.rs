@@ -93,6 +93,14 @@ impl Store {
         }
     }
 
+    /// How many chunks of the COW device are free. Context: any.
+    pub(crate) fn free_chunks(&self) -> u64 {
+        match self {
+            Store::Persistent(store) => store.free_chunks(),
+            Store::Transient(store) => store.free_chunks(),
+        }
+    }
+
     /// The persistent store, if this is one.
     pub(crate) fn persistent(&self) -> Option<&Persistent> {
         match self {

@@ -62,6 +62,10 @@ struct State {
     /// The block in which the next record goes, as it is on the device.
     tail: KVec<u8>,
     in_flight: Option<Batch>,
+    /// Records are only taken away any more.
+    is_merging: bool,
+    /// How many times records have been taken away.
+    generation: u64,
     /// How many runs have ever been added.
     added: u64,
     /// How many of them have been taken out again.
@@ -119,6 +123,8 @@ impl Persistent {
             outstanding: 0,
             tail,
             in_flight: None,
+            is_merging: false,
+            generation: 0,
             added: 0,
             taken: 0,
         };
@@ -186,10 +192,25 @@ impl Persistent {
     /// The chunks in use, and those of them that hold metadata.
     pub(super) fn used_chunks(&self) -> (u64, u64) {
         let state = self.state.lock();
-        (
-            state.allocator.next_free().0,
-            state.cursor.metadata_chunks(),
-        )
+        let metadata = state.cursor.metadata_chunks();
+        if !state.is_merging {
+            return (state.allocator.next_free().0, metadata);
+        }
+        // As if the chunks had been used in the order of the records, so that it falls to the
+        // metadata as these go: that is how userspace knows the end of a merge.
+        let left = state.cursor.records(&state.layout);
+        (metadata.saturating_add(left), metadata)
+    }
+
+    /// How many chunks are free.
+    pub(super) fn free_chunks(&self) -> u64 {
+        self.state.lock().allocator.free_chunks()
+    }
+
+    /// How many records there are on stable media, and how often some have been taken away.
+    pub(crate) fn position(&self) -> (u64, u64) {
+        let state = self.state.lock();
+        (state.cursor.records(&state.layout), state.generation)
     }
 
     /// The data of an exception is on the COW device: its record is to be written.
@@ -263,14 +284,16 @@ impl Persistent {
         Next::Commit { writes }
     }
 
-    /// What [`Self::begin`] said to write is on stable media.
-    pub(crate) fn finish(&self) {
+    /// What [`Self::begin`] said to write is on stable media. Answers how many records that are.
+    pub(crate) fn finish(&self) -> u64 {
         let mut state = self.state.lock();
-        if let Some(batch) = state.in_flight.take() {
-            state.cursor.advance(&batch);
-            state.records = state.records.saturating_sub(batch.records());
-            state.head = state.head.saturating_add(batch.records());
-        }
+        let Some(batch) = state.in_flight.take() else {
+            return 0;
+        };
+        state.cursor.advance(&batch);
+        state.records = state.records.saturating_sub(batch.records());
+        state.head = state.head.saturating_add(batch.records());
+        batch.records()
     }
 
     /// Takes exceptions whose records are on stable media out, oldest first, into `out`, as many
@@ -337,6 +360,70 @@ impl Persistent {
             *to = *from;
         }
         Ok(Some(kept))
+    }
+
+    /// From now on records are only taken away. There must be none that wait.
+    pub(crate) fn start_merge(&self) {
+        self.state.lock().is_merging = true;
+    }
+
+    /// The last records on stable media, at most `most` of them, and the blocks that they are in:
+    /// the first sector, and the bytes. `None` if there are none.
+    pub(crate) fn last_records(&self, most: u32) -> Option<(Piece, Sector, usize)> {
+        let state = self.state.lock();
+        let piece = state.cursor.last(most)?;
+        let bytes = piece.bytes(self.block);
+        let at = sector_of(&state.layout, piece.area, bytes.start)?;
+        let len = bytes.end.saturating_sub(bytes.start) as usize;
+        Some((piece, at, len))
+    }
+
+    /// Where the first record of a piece is in the blocks that [`Self::last_records`] names.
+    fn offset_of(&self, piece: &Piece) -> usize {
+        let first = (piece.first as usize).saturating_mul(RECORD_BYTES);
+        first.saturating_sub(piece.bytes(self.block).start as usize)
+    }
+
+    /// The records of a piece, from the blocks that they are in.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if they are not what they were when the device was activated; `ENOMEM`. May
+    /// sleep.
+    pub(crate) fn decode(&self, piece: &Piece, blocks: &Buffer) -> Result<KVec<Record>> {
+        let layout = self.state.lock().layout;
+        let mut records = KVec::with_capacity(piece.count as usize, GFP_KERNEL)?;
+        let mut at = self.offset_of(piece);
+        for _ in 0..piece.count {
+            let mut bytes = [0; RECORD_BYTES];
+            blocks.read(at, &mut bytes)?;
+            let record = Record::decode(&bytes, 0).ok_or(EINVAL)?;
+            layout.check(&record).map_err(|_| EINVAL)?;
+            records.push(record, GFP_KERNEL)?;
+            at = at.saturating_add(RECORD_BYTES);
+        }
+        Ok(records)
+    }
+
+    /// Removes the records of a piece from the blocks that they are in, with all behind them.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL`: not for blocks that [`Self::last_records`] has named.
+    pub(crate) fn remove(&self, piece: &Piece, blocks: &mut Buffer) -> Result {
+        let from = self.offset_of(piece);
+        let bytes = piece.bytes(self.block);
+        let len = bytes.end.saturating_sub(bytes.start) as usize;
+        blocks.clear(from, len.saturating_sub(from))
+    }
+
+    /// The blocks without those records are on stable media.
+    pub(crate) fn removed(&self, piece: &Piece, blocks: &Buffer) {
+        let mut state = self.state.lock();
+        state.cursor.retreat(piece);
+        state.generation = state.generation.wrapping_add(1);
+        // The next record would go into the first of these blocks.
+        let _ = blocks.read(0, &mut state.tail);
     }
 
     /// What was asked for is zero on stable media.

@@ -49,6 +49,11 @@ impl Transient {
         let _ = self.allocator.lock().give_back(run);
     }
 
+    /// How many chunks are free.
+    pub(super) fn free_chunks(&self) -> u64 {
+        self.allocator.lock().free_chunks()
+    }
+
     /// How many chunks have been handed out.
     pub(super) fn used_chunks(&self) -> u64 {
         self.allocator.lock().next_free().0

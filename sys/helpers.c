@@ -49,6 +49,13 @@ void dmsnap_bio_end(struct bio *bio, int errno)
 	bio_endio(bio);
 }
 
+/* device-mapper sends the bio again, if its device is being suspended. */
+void dmsnap_bio_requeue(struct bio *bio)
+{
+	bio->bi_status = BLK_STS_DM_REQUEUE;
+	bio_endio(bio);
+}
+
 /* Pages. */
 
 struct page *dmsnap_zero_page(void)
@@ -103,6 +110,11 @@ unsigned int dmsnap_bdev_logical_block_size(struct block_device *bdev)
 	return bdev_logical_block_size(bdev);
 }
 
+unsigned int dmsnap_bdev_max_discard_sectors(struct block_device *bdev)
+{
+	return bdev_max_discard_sectors(bdev);
+}
+
 unsigned int dmsnap_bdev_physical_block_size(struct block_device *bdev)
 {
 	return bdev_physical_block_size(bdev);
@@ -123,6 +135,30 @@ int dmsnap_param_cow_threshold(void)
 	return READ_ONCE(dmsnap_cow_threshold);
 }
 
+static unsigned int dmsnap_no_space_timeout = 60;
+module_param_named(no_space_timeout, dmsnap_no_space_timeout, uint, 0644);
+MODULE_PARM_DESC(no_space_timeout,
+		 "Seconds that writes wait for a full COW device to grow, with the feature queue_if_no_space; 0 for ever");
+
+unsigned int dmsnap_param_no_space_timeout(void)
+{
+	return READ_ONCE(dmsnap_no_space_timeout);
+}
+
+static bool dmsnap_standard_names;
+module_param_named(standard_names, dmsnap_standard_names, bool, 0444);
+MODULE_PARM_DESC(standard_names,
+		 "Register the targets under the kernel's own names as well: snapshot, snapshot-origin, snapshot-merge");
+
+bool dmsnap_param_standard_names(void)
+{
+	return dmsnap_standard_names;
+}
+
 /* device-mapper asks for the module of a target by dm-<name>. */
 MODULE_ALIAS("dm-snapshot-rs");
 MODULE_ALIAS("dm-snap-origin-rs");
+MODULE_ALIAS("dm-snap-merge-rs");
+MODULE_ALIAS("dm-snapshot");
+MODULE_ALIAS("dm-snapshot-origin");
+MODULE_ALIAS("dm-snapshot-merge");

@@ -42,6 +42,7 @@ unsigned int dmsnap_bio_sectors(const struct bio *bio);
 sector_t dmsnap_bio_end_sector(const struct bio *bio);
 
 void dmsnap_bio_end(struct bio *bio, int errno);
+void dmsnap_bio_requeue(struct bio *bio);
 
 /* Pages. */
 struct page *dmsnap_zero_page(void);
@@ -67,9 +68,14 @@ void dm_internal_resume_fast(struct mapped_device *md);
 bool dmsnap_bdev_read_only(struct block_device *bdev);
 sector_t dmsnap_bdev_nr_sectors(struct block_device *bdev);
 unsigned int dmsnap_bdev_logical_block_size(struct block_device *bdev);
+unsigned int dmsnap_bdev_max_discard_sectors(struct block_device *bdev);
 unsigned int dmsnap_bdev_physical_block_size(struct block_device *bdev);
 
 /* Module parameters that can be written while the module is loaded. */
 int dmsnap_param_cow_threshold(void);
+unsigned int dmsnap_param_no_space_timeout(void);
+
+/* Module parameters that are set when the module is loaded. */
+bool dmsnap_param_standard_names(void);
 
 #endif /* DMSNAP_HELPERS_H */

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Before the origin is written to: what the write is going to change, is saved.
+//!
+//! An origin write goes when every active snapshot has saved what it is going to change and
+//! nothing that needs the old data is in flight (rule R1). This is where that is seen to, for
+//! bios of the origin and for what a merge writes there.
+
+#![deny(unsafe_code)]
+
+use crate::{
+    copy::Prepared,
+    dm::NoIo,
+    exception::Spare,
+    live::{Failure, Health, Live},
+    registry::Origin,
+    room::NoRoom,
+    slot::{Need, Slot, Stop, Verdict},
+    units::{Sector, Sectors},
+};
+use kernel::{prelude::*, sync::Arc};
+
+/// Who wants to write to the origin.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Writer {
+    /// A bio: it may have to wait until fewer chunks are being copied.
+    Bio,
+    /// A merge, which has only so much under way at a time anyway.
+    Merge,
+}
+
+/// What becomes of an origin write: of the thing `T` that stands for it, and of what `Q` comes of
+/// it where it waits.
+pub(crate) enum Outcome<T, Q> {
+    /// It may go.
+    Go(T),
+    /// It waits for something in its slot.
+    Waits(Q),
+    /// It is to wait until fewer chunks are being copied.
+    Throttle(T),
+    /// It is to fail: a snapshot has no room, and is not to be given up for that.
+    NoSpace(T),
+}
+
+/// How far the attempt came to begin what is needed.
+enum Begun {
+    /// As much was begun as there was room for.
+    All,
+    /// More memory is needed: for the exception tables, or for the records of this snapshot.
+    Memory(Option<Arc<Live>>),
+    /// A snapshot has no room.
+    NoSpace,
+}
+
+/// Sees to it that these sectors of the origin can be written to. If that has to wait, `wait` is
+/// called with the slot still locked, so that nothing is missed, and told whether it is only for
+/// something in flight. Process context.
+pub(crate) fn save<T, Q>(
+    origin: &Arc<Origin>,
+    range: Sectors,
+    writer: Writer,
+    thing: T,
+    wait: impl FnOnce(&mut Slot, T, bool) -> Q,
+) -> Outcome<T, Q> {
+    let mut prepared: Option<Prepared> = None;
+    let mut spare = Spare::new();
+    let mut is_refused = false;
+    loop {
+        let Some((index, mut slot)) = origin.lock_slot(Sector(range.start)) else {
+            return Outcome::Go(thing);
+        };
+        let begun = prepared.as_ref().is_some_and(|copy| !copy.is_empty());
+        let mut is_conflict = false;
+        match slot.judge(range) {
+            Verdict::Go => return Outcome::Go(thing),
+            Verdict::Wait => is_conflict = !begun,
+            Verdict::Save(_) if !begun && writer == Writer::Bio && origin.is_crowded() => {
+                return Outcome::Throttle(thing);
+            }
+            Verdict::Save(need) => {
+                let copy = prepared.as_mut();
+                let Some(copy) = copy.filter(|copy| begun || copy.is_enough(&need)) else {
+                    drop(slot);
+                    prepared = prepare(origin, range, &need).or(prepared);
+                    continue;
+                };
+                match begin(&mut slot, index, range, copy, &mut spare) {
+                    Begun::All => {}
+                    Begun::NoSpace => is_refused = true,
+                    Begun::Memory(store) => {
+                        drop(slot);
+                        // What has been begun keeps its place meanwhile, and is part of the one
+                        // copy that saves this for all snapshots.
+                        let _no_io = NoIo::enter();
+                        let grown = store.map_or(Ok(()), |live| live.store.grow());
+                        if grown.is_err() || spare.refill(GFP_KERNEL).is_err() {
+                            out_of_memory(origin, range);
+                        }
+                        continue;
+                    }
+                }
+            }
+        }
+        // What is volatile was put off, until now.
+        for shard in &slot.shards {
+            if slot.flight.volatile(range).any(|id| id == shard.live.id) {
+                shard.live.commit_now();
+            }
+        }
+        let outcome = if is_refused {
+            Outcome::NoSpace(thing)
+        } else {
+            Outcome::Waits(wait(&mut slot, thing, is_conflict))
+        };
+        drop(slot);
+        if let Some(copy) = prepared.take() {
+            copy.go(origin);
+        }
+        return outcome;
+    }
+}
+
+/// Gets the memory for a copy. If there is none, there will be no copy.
+fn prepare(origin: &Arc<Origin>, range: Sectors, need: &Need) -> Option<Prepared> {
+    match Prepared::new(need) {
+        Ok(copy) => Some(copy),
+        Err(_) => {
+            out_of_memory(origin, range);
+            None
+        }
+    }
+}
+
+/// There is no memory to save what an origin write is going to change: the origin must not
+/// suffer (rule R4), so the snapshots do which have not saved it.
+fn out_of_memory(origin: &Arc<Origin>, range: Sectors) {
+    let Some((_, slot)) = origin.lock_slot(Sector(range.start)) else {
+        return;
+    };
+    for shard in &slot.shards {
+        let mut chunks = shard.live.chunks_of(range);
+        if shard.live.guards() != Health::Invalid && shard.next_hole(&mut chunks).is_some() {
+            shard.live.fail(Failure::NoMemory);
+        }
+    }
+}
+
+/// Begins the exceptions for all that an origin write is going to change, as far as there is
+/// room and memory; what is left over is begun when the write is tried again.
+fn begin(
+    slot: &mut Slot,
+    index: u32,
+    range: Sectors,
+    copy: &mut Prepared,
+    spare: &mut Spare,
+) -> Begun {
+    let mut begun = Begun::All;
+    for at in 0..slot.shards.len() {
+        let Some(shard) = slot.shards.get(at) else {
+            break;
+        };
+        let live = shard.live.clone();
+        if !matches!(live.guards(), Health::Good | Health::Overflowed) {
+            continue;
+        }
+        let mut chunks = live.chunks_of(range);
+        while let Some(hole) = slot.shards.get(at).and_then(|s| s.next_hole(&mut chunks)) {
+            match slot.start_copy(at, index, hole, true, copy, spare) {
+                // The rest of the hole, if it is not in one piece on the COW device, is next.
+                Ok(len) => chunks.start = hole.start.saturating_add(len),
+                Err(Stop::Memory) => return Begun::Memory(None),
+                Err(Stop::Store) => return Begun::Memory(Some(live)),
+                Err(Stop::Room) => return begun,
+                // The other snapshots go on.
+                Err(Stop::Snapshot(why)) => {
+                    if live.no_room(why, false) == NoRoom::Refused {
+                        begun = Begun::NoSpace;
+                    }
+                    break;
+                }
+            }
+        }
+    }
+    begun
+}
