@@ -344,16 +344,17 @@ fn open_devices(setup: &mut Setup<'_>, args: &SnapshotArgs<'_>, role: Role) -> R
     use table::Device::{Cow, Origin};
 
     let cannot_open = |device, name, e: Error| ArgError::CannotOpen(device, name, e.to_errno());
-    let origin = match role {
-        Role::Snapshot => setup.open_readable(args.origin),
-        Role::Merge => setup.open_writable(args.origin),
-    };
-    let origin = origin.map_err(|e| refuse(setup, cannot_open(Origin, args.origin, e)))?;
+    // The COW device comes first, since it is opened for more; see `Setup`.
     let cow = setup.open_writable(args.cow).map_err(|e| match e {
         // A read-only device can't be opened for writing, which is the reason to tell.
         EACCES | EROFS | EPERM => refuse(setup, ArgError::CowReadOnly(args.cow)),
         e => refuse(setup, cannot_open(Cow, args.cow, e)),
     })?;
+    let origin = match role {
+        Role::Snapshot => setup.open_readable(args.origin),
+        Role::Merge => setup.open_writable(args.origin),
+    };
+    let origin = origin.map_err(|e| refuse(setup, cannot_open(Origin, args.origin, e)))?;
     if origin.number() == cow.number() {
         return Err(refuse(setup, ArgError::SameDevice));
     }
@@ -405,7 +406,10 @@ fn activate(
     devices: &Devices,
 ) -> Result<Arc<Live>> {
     let (client, cow) = (&registry.client, &devices.cow);
-    let (cow_sectors, origin_sectors) = (cow.sectors(), devices.origin.sectors());
+    let cow_sectors = cow.sectors();
+    // LVM loads the tables of a volume and its snapshots before it resumes any, and a device
+    // without a table has no size yet.
+    let origin_sectors = devices.origin.sectors().max(setup.sectors());
     let too_small =
         |size: u64, chunks: u64| ArgError::CowTooSmall(cow_sectors, chunks.saturating_mul(size));
     let (chunk_size, is_valid, store, dealt);

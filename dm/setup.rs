@@ -67,6 +67,11 @@ impl<'a> Setup<'a> {
         (self.devices, self.handle)
     }
 
+    /// The length of the target, in sectors.
+    pub(crate) fn sectors(&self) -> u64 {
+        self.target.len
+    }
+
     /// Opens a device for reading, and for writing unless the table is read-only.
     ///
     /// # Errors
@@ -96,6 +101,8 @@ impl<'a> Setup<'a> {
         self.open_mode(path, sys::DMSNAP_OPEN_READ | sys::DMSNAP_OPEN_WRITE)
     }
 
+    /// Opening a device for more than before would leave the [`Device`] that was opened first
+    /// without one, so a device that is named twice is to be opened for writing first.
     fn open_mode(&mut self, path: &CStr, mode: bindings::blk_mode_t) -> Result<Device> {
         // The place to keep it comes first, so that an open device is never forgotten.
         self.devices.reserve(1, GFP_KERNEL)?;
