@@ -56,6 +56,7 @@ pub(crate) struct Commit {
     has_failed: bool,
     /// The next commit should begin as soon as it can.
     is_due: bool,
+    waves: Waves,
     /// The exceptions that a commit has ended.
     ended: KVec<Saved>,
     zero: Zero,
@@ -70,6 +71,84 @@ pub(crate) struct Commit {
     goal: Option<Mark>,
     /// How many times a commit has ended, or there was nothing to commit.
     finished: u64,
+}
+
+/// How soon a record has to be durable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Urgency {
+    /// When there is another reason for a commit, or after a while.
+    Later,
+    /// An origin write waits for it, and perhaps others will in a moment.
+    Soon,
+    /// At once.
+    Now,
+}
+
+/// Copies that are being written to the COW device, in waves.
+///
+/// Writes of many jobs come in bunches, and so do the copies for them. If the first copy of a bunch
+/// that ends made a commit begin, all others would wait for two: for that one, which carries a
+/// single record, and for their own. So it waits until those have ended that were being written
+/// to the same device at that moment. It never waits for any that begin later.
+struct Waves {
+    /// How many are under way of either wave.
+    running: [u64; 2],
+    /// To which wave those belong that begin now.
+    now: Wave,
+    /// A commit waits for the wave that is not the present one.
+    is_awaited: bool,
+}
+
+/// One of two waves of copies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Wave {
+    Even,
+    Odd,
+}
+
+impl Waves {
+    const fn new() -> Self {
+        Self {
+            running: [0; 2],
+            now: Wave::Even,
+            is_awaited: false,
+        }
+    }
+
+    fn count(&mut self, wave: Wave) -> &mut u64 {
+        let [even, odd] = &mut self.running;
+        match wave {
+            Wave::Even => even,
+            Wave::Odd => odd,
+        }
+    }
+
+    fn begin(&mut self) -> Wave {
+        let wave = self.now;
+        *self.count(wave) = self.count(wave).saturating_add(1);
+        wave
+    }
+
+    /// One has ended: answers whether a commit waits for nothing else.
+    fn end(&mut self, wave: Wave) -> bool {
+        *self.count(wave) = self.count(wave).saturating_sub(1);
+        let is_over = self.is_awaited && wave != self.now && *self.count(wave) == 0;
+        self.is_awaited &= !is_over;
+        is_over
+    }
+
+    /// A commit is wanted: answers whether it should wait for copies under way.
+    fn wait(&mut self) -> bool {
+        let other = match self.now {
+            Wave::Even => Wave::Odd,
+            Wave::Odd => Wave::Even,
+        };
+        if !self.is_awaited && *self.count(self.now) != 0 && *self.count(other) == 0 {
+            self.now = other;
+            self.is_awaited = true;
+        }
+        self.is_awaited
+    }
 }
 
 /// The zeroing of areas ahead of the records.
@@ -96,6 +175,7 @@ impl Commit {
             begun: None,
             has_failed: false,
             is_due: false,
+            waves: Waves::new(),
             ended: KVec::new(),
             zero: Zero {
                 request: None,
@@ -154,12 +234,49 @@ impl IoDone for Live {
 
 impl Live {
     /// A record was added to the store, so that `waiting` of them wait now. Context: any.
-    pub(crate) fn record_added(self: &Arc<Self>, waiting: u64, is_urgent: bool) {
+    pub(crate) fn record_added(self: &Arc<Self>, waiting: u64, urgency: Urgency) {
         // Nothing is put off for a snapshot that is invalid or about to leave.
-        if is_urgent || waiting >= MAX_DELAYED || self.guards() == Health::Invalid {
-            self.commit_now();
+        if waiting >= MAX_DELAYED || self.guards() == Health::Invalid {
+            return self.commit_now();
+        }
+        match urgency {
+            Urgency::Later => self.start_timer(),
+            Urgency::Now => self.commit_now(),
+            Urgency::Soon => {
+                let mut commit = self.commit.lock();
+                // What ends a commit begins the next.
+                let is_waiting = !commit.is_begun && !commit.is_due && commit.waves.wait();
+                commit.is_due |= !is_waiting;
+                drop(commit);
+                if is_waiting {
+                    self.start_wave_timer();
+                } else {
+                    self.queue_commit();
+                }
+            }
+        }
+    }
+
+    /// A copy is being written to the COW device. Context: any.
+    pub(crate) fn begin_fill(&self, is_urgent: bool) -> Wave {
+        if is_urgent && self.persistent().is_some() {
+            self.commit.lock().waves.begin()
         } else {
-            self.start_timer();
+            Wave::Even
+        }
+    }
+
+    /// A copy has been written to the COW device, or could not be: answers whether a commit waits
+    /// for nothing else. Context: any.
+    pub(crate) fn end_fill(&self, is_urgent: bool, wave: Wave) -> bool {
+        is_urgent && self.persistent().is_some() && self.commit.lock().waves.end(wave)
+    }
+
+    /// The copies that a commit waits for take too long. Context: any.
+    pub(crate) fn end_wave(self: &Arc<Self>) {
+        let is_awaited = core::mem::take(&mut self.commit.lock().waves.is_awaited);
+        if is_awaited {
+            self.commit_now();
         }
     }
 
@@ -402,6 +519,10 @@ impl Live {
         let Some(devices) = self.devices() else {
             return;
         };
+        // No record will be written any more, and none must be lost for want of a place for it.
+        if self.is_merging() {
+            return;
+        }
         let mut commit = self.commit.lock();
         if commit.zero.request.is_none() {
             return;

@@ -8,22 +8,28 @@
 //! ```text
 //!   map or a retry            Prepared::go ──► read of the origin
 //!   interrupt                     io_done ──► work
-//!   work      the data is in memory: transient stores let the origin go (R1)
+//!   work      the data is in memory: transient stores let the origin go (R1); what the
+//!             snapshot itself writes to the chunk is laid over it
 //!                                         ──► a write to each destination, in parallel
-//!   interrupt               last io_done ──► work
-//!   work      each destination is saved: persistent stores commit, transient ones are done
+//!   interrupt   each destination is saved by itself, as soon as its write has ended:
+//!               persistent stores commit, transient ones are done
 //! ```
 //!
-//! Ranges larger than a mebibyte, which only very large chunks make, are moved piece by piece.
+//! Ranges larger than a mebibyte, which only very large chunks make, are moved piece by piece,
+//! and all destinations are saved at the end.
 
 #![deny(unsafe_code)]
 
 use crate::{
-    dm::{BioList, Buffer, Device, Finished, IoDone, NoIo, Request, Span, WriteFlags, MAX_BYTES},
+    commit::{Urgency, Wave},
+    dm::{
+        Bio, BioList, Buffer, Device, Finished, IoDone, NoIo, Queued, Request, Span, WriteFlags,
+        MAX_BYTES,
+    },
     live::{Failure, Live},
     pending::{Phase, Saved},
     registry::Origin,
-    slot::Need,
+    slot::{Io, Need},
     stats::Moment,
     units::{Sector, Sectors, SECTOR_SIZE},
 };
@@ -53,9 +59,39 @@ pub(crate) struct Destination {
 }
 
 impl Destination {
+    /// A write to the COW device begins: answers which wave it belongs to.
+    fn begin_write(&self) -> Wave {
+        self.live.begin_fill(self.is_urgent)
+    }
+
+    /// A write to the COW device has ended: answers whether a commit waits for nothing else.
+    fn end_write(&self, wave: Wave) -> bool {
+        self.live.end_fill(self.is_urgent, wave)
+    }
+
     /// So many bytes, rounded up to blocks of the COW device.
     fn whole_blocks(&self, bytes: usize) -> usize {
         bytes.next_multiple_of(self.cow.logical_block_size() as usize)
+    }
+}
+
+/// What a write to a destination is known by when it ends.
+#[derive(Clone, Copy)]
+struct Tag {
+    destination: usize,
+    wave: Wave,
+}
+
+impl Tag {
+    fn into_usize(self) -> usize {
+        self.destination << 1 | usize::from(self.wave == Wave::Odd)
+    }
+
+    fn from_usize(tag: usize) -> Self {
+        Self {
+            destination: tag >> 1,
+            wave: if tag & 1 == 1 { Wave::Odd } else { Wave::Even },
+        }
     }
 }
 
@@ -65,8 +101,13 @@ pub(crate) struct Prepared {
     destinations: KVec<Destination>,
     requests: KVec<Request<Copy>>,
     buffer: Buffer,
+    shared: SharedPlace,
     source: Option<Device>,
+    overlay: BioList<Io>,
 }
+
+/// The memory for the count of those who share a buffer.
+type SharedPlace = UniqueArc<core::mem::MaybeUninit<Buffer>>;
 
 impl Prepared {
     /// Gets the memory to save what `need` says.
@@ -89,7 +130,9 @@ impl Prepared {
             destinations: KVec::with_capacity(count, GFP_KERNEL)?,
             requests,
             buffer: Buffer::new(bytes, GFP_KERNEL)?,
+            shared: UniqueArc::new_uninit(GFP_KERNEL)?,
             source: None,
+            overlay: BioList::new(),
         })
     }
 
@@ -118,6 +161,11 @@ impl Prepared {
         self.source.get_or_insert(source);
     }
 
+    /// The data of a bio is laid over the data of the one destination, and it ends with that.
+    pub(crate) fn lay_over(&mut self, bio: Bio<Io>) -> Queued {
+        self.overlay.push(bio)
+    }
+
     /// Begins the copy. Not under a lock.
     pub(crate) fn go(self, origin: &Arc<Origin>) {
         let Self {
@@ -125,7 +173,9 @@ impl Prepared {
             destinations,
             requests,
             buffer,
+            shared,
             source: Some(source),
+            overlay,
         } = self
         else {
             return;
@@ -138,19 +188,21 @@ impl Prepared {
             at: range.start,
             piece: Sectors::default(),
             requests,
+            shared: Some(shared),
+            overlay,
             running: 0,
             read: None,
             has_read_failed: false,
             failed: 0,
         };
-        origin.stats.reads.add(1);
+        let begun = origin.stats.reads.add_timed();
         origin.stats.read_sectors.add(range.len());
         let first = destinations.first().map(|d| d.live.id);
         let is_shared = destinations.iter().any(|d| Some(d.live.id) != first);
         origin.stats.shared_reads.add(u64::from(is_shared));
         let copy = pin_init!(Copy {
             origin: origin.clone(),
-            begun: Moment::now(),
+            begun,
             is_shared,
             source,
             range,
@@ -175,7 +227,7 @@ impl Prepared {
 #[pin_data]
 pub(crate) struct Copy {
     origin: Arc<Origin>,
-    begun: Moment,
+    begun: Option<Moment>,
     /// Whether it serves more than one snapshot.
     is_shared: bool,
     source: Device,
@@ -199,6 +251,10 @@ struct State {
     /// The piece under way.
     piece: Sectors,
     requests: KVec<Request<Copy>>,
+    /// For the first piece.
+    shared: Option<SharedPlace>,
+    /// Bios of the snapshot whose data goes with the copy's.
+    overlay: BioList<Io>,
     /// How many writes are under way.
     running: usize,
     /// The buffer, when a read has ended and this has not been looked at.
@@ -212,25 +268,14 @@ impl IoDone for Copy {
     fn io_done(this: Arc<Self>, finished: Finished<Self>) {
         let mut state = this.state.lock();
         let _ = state.requests.push_within_capacity(finished.request);
-        match finished.buffer {
-            Some(buffer) => {
-                state.has_read_failed = finished.result.is_err();
-                state.read = Some(buffer);
-            }
-            None => {
-                if finished.result.is_err() {
-                    state.failed |= failed_bit(finished.tag);
-                }
-                state.running = state.running.saturating_sub(1);
-                if state.running != 0 {
-                    return;
-                }
-            }
-        }
+        let Some(buffer) = finished.buffer else {
+            drop(state);
+            return this.written(Tag::from_usize(finished.tag), finished.result.is_ok());
+        };
+        state.has_read_failed = finished.result.is_err();
+        state.read = Some(buffer);
         drop(state);
-        let wq = this.origin.wq.clone();
-        // It is not queued already: a copy does one thing at a time.
-        let _ = wq.enqueue(this);
+        this.queue();
     }
 }
 
@@ -250,6 +295,7 @@ impl WorkItem for Copy {
         match read {
             Some(_) if has_read_failed => this.end(),
             Some(buffer) => this.write(buffer),
+            None if this.is_last_piece() => this.end(),
             None => this.next(),
         }
     }
@@ -280,12 +326,26 @@ impl Copy {
         );
     }
 
+    /// Has the work run. It is not queued already: a copy does one thing at a time.
+    fn queue(self: &Arc<Self>) {
+        let _ = self.origin.wq.enqueue(self.clone());
+    }
+
+    /// Whether all is one piece, so that a destination is saved when it has been written once.
+    fn is_one_piece(&self) -> bool {
+        self.range.len() <= MAX_BYTES as u64 / SECTOR_SIZE
+    }
+
+    fn is_last_piece(&self) -> bool {
+        self.state.lock().at >= self.range.end
+    }
+
     /// Writes the piece that has been read to where it belongs.
     fn write(self: &Arc<Self>, mut buffer: Buffer) {
         let mut state = self.state.lock();
         let piece = state.piece;
-        let is_last = piece.end >= self.range.end;
-        let is_whole = is_last && piece.start <= self.range.start;
+        let shared = state.shared.take();
+        let overlay = state.overlay.take();
         drop(state);
         let bytes = (piece.len() * SECTOR_SIZE) as usize;
         // The last chunk of the origin may be cut off within a block of a COW device.
@@ -294,19 +354,23 @@ impl Copy {
             self.state.lock().failed = u64::MAX;
             return self.end();
         }
-        if is_whole {
+        if self.is_one_piece() {
             self.in_memory();
         }
-        let Ok(buffer) = Arc::new(buffer, GFP_KERNEL) else {
+        let overlay = lay_over(overlay, piece, &mut buffer);
+        let shared = shared.map_or_else(|| UniqueArc::new_uninit(GFP_KERNEL), Ok);
+        let Ok(shared) = shared else {
             self.state.lock().failed = u64::MAX;
             return self.end();
         };
+        let buffer: Arc<Buffer> = shared.write(buffer).into();
         let parts = || {
             let all = self.destinations.iter().enumerate();
             all.filter(|(_, d)| d.from.overlaps(&piece))
         };
         // One more than there are, so that the last to end is known as such.
         state = self.state.lock();
+        state.overlay = overlay;
         state.running = parts().count().saturating_add(1);
         drop(state);
         for (index, destination) in parts() {
@@ -317,10 +381,12 @@ impl Copy {
             let into = part.start.saturating_sub(destination.from.start);
             let offset = part.start.saturating_sub(piece.start);
             let request = self.state.lock().requests.pop();
+            let tag = Tag {
+                destination: index,
+                wave: destination.begin_write(),
+            };
             let Some(request) = request else {
-                let mut state = self.state.lock();
-                state.failed |= failed_bit(index);
-                state.running = state.running.saturating_sub(1);
+                self.written(tag, false);
                 continue;
             };
             request.write_shared(
@@ -334,25 +400,46 @@ impl Copy {
                 &buffer,
                 WriteFlags::Data,
                 self.clone(),
-                index,
+                tag.into_usize(),
             );
         }
         drop(buffer);
-        state = self.state.lock();
+        self.one_less();
+    }
+
+    /// A destination has been written, or could not be. Context: any.
+    fn written(self: &Arc<Self>, tag: Tag, is_ok: bool) {
+        let Some(destination) = self.destinations.get(tag.destination) else {
+            return;
+        };
+        let is_last_of_wave = destination.end_write(tag.wave);
+        if self.is_one_piece() {
+            let failure = (!is_ok).then_some(Failure::WriteCow);
+            self.saved(destination, failure, is_last_of_wave);
+        } else if !is_ok {
+            self.state.lock().failed |= failed_bit(tag.destination);
+        }
+        if is_last_of_wave {
+            destination.live.commit_now();
+        }
+        self.one_less();
+    }
+
+    /// One write less is under way. Context: any.
+    fn one_less(self: &Arc<Self>) {
+        let mut state = self.state.lock();
         state.running = state.running.saturating_sub(1);
         let is_done = state.running == 0;
         drop(state);
-        if is_done {
-            self.next();
+        if is_done && self.is_one_piece() {
+            self.origin.add_copying(self.chunks.saturating_neg());
+        } else if is_done {
+            self.queue();
         }
     }
 
-    /// A piece has been written: on to the next one, or to the end.
+    /// A piece has been written: on to the next one.
     fn next(self: &Arc<Self>) {
-        let is_last = self.state.lock().at >= self.range.end;
-        if is_last {
-            return self.end();
-        }
         match Buffer::new(MAX_BYTES, GFP_KERNEL) {
             Ok(buffer) => self.read(buffer),
             Err(_) => {
@@ -378,25 +465,62 @@ impl Copy {
         self.origin.retry(woken);
     }
 
-    /// The copy has come to its end.
+    /// The data of a destination is on its COW device, or never will be. Context: any.
+    fn saved(&self, destination: &Destination, failure: Option<Failure>, is_now: bool) {
+        let (live, saved) = (&destination.live, destination.saved);
+        match failure {
+            Some(why) => live.not_saved(saved.slot, saved.item, why),
+            None => {
+                live.stats.copies.add(1);
+                live.stats.copied_chunks.add(saved.len);
+                live.stats.shared_reads.add(u64::from(self.is_shared));
+                if let Some(begun) = self.begun {
+                    live.stats.copy_time.add(begun);
+                }
+                let urgency = match destination.is_urgent {
+                    _ if is_now => Urgency::Now,
+                    true => Urgency::Soon,
+                    false => Urgency::Later,
+                };
+                live.saved(saved, urgency);
+            }
+        }
+        // There are some only with a single destination. Their record is as volatile as that of
+        // any other write of the snapshot (rule R2).
+        let mut overlay = self.state.lock().overlay.take();
+        while let Some(bio) = overlay.pop() {
+            bio.end(failure.map_or(Ok(()), |_| Err(EIO)));
+        }
+    }
+
+    /// The copy has come to its end, before anything was written or when all pieces have been.
     fn end(self: &Arc<Self>) {
         let state = self.state.lock();
         let (has_read_failed, failed) = (state.has_read_failed, state.failed);
         drop(state);
         for (index, destination) in self.destinations.iter().enumerate() {
-            let (live, saved) = (&destination.live, destination.saved);
-            if has_read_failed {
-                live.not_saved(saved.slot, saved.item, Failure::ReadOrigin);
-            } else if failed & failed_bit(index) != 0 {
-                live.not_saved(saved.slot, saved.item, Failure::WriteCow);
+            let failure = if has_read_failed {
+                Some(Failure::ReadOrigin)
             } else {
-                live.stats.copies.add(1);
-                live.stats.copied_chunks.add(saved.len);
-                live.stats.shared_reads.add(u64::from(self.is_shared));
-                live.stats.copy_time.add(self.begun);
-                live.saved(saved, destination.is_urgent);
-            }
+                (failed & failed_bit(index) != 0).then_some(Failure::WriteCow)
+            };
+            self.saved(destination, failure, false);
         }
         self.origin.add_copying(self.chunks.saturating_neg());
     }
+}
+
+/// Lays the data of bios over what has been read of a piece. Answers the bios.
+fn lay_over(mut bios: BioList<Io>, piece: Sectors, buffer: &mut Buffer) -> BioList<Io> {
+    let mut done = BioList::new();
+    while let Some(bio) = bios.pop() {
+        let into = bio.sectors().start.saturating_sub(piece.start);
+        match bio.copy_to(buffer, (into * SECTOR_SIZE) as usize) {
+            Ok(()) => {
+                let _ = done.push(bio);
+            }
+            Err(e) => bio.end(Err(e)),
+        }
+    }
+    done
 }

@@ -9,7 +9,7 @@
 #![deny(unsafe_code)]
 
 use crate::{
-    commit::Commit,
+    commit::{Commit, Urgency},
     dm::{Bio, BioList, Client, Device, Handle, NoIo, Queued, WorkQueue},
     dm_err,
     exception::Table,
@@ -141,6 +141,8 @@ pub(crate) struct Live {
     pub(crate) store: Store,
     /// The COW device's number, by which a later table finds this snapshot.
     pub(crate) cow_number: u32,
+    /// How long the snapshot is, in sectors.
+    sectors: Atomic<u64>,
     /// Whether store type `PO` was asked for: userspace knows about overflow.
     reports_overflow: Atomic<u32>,
     #[pin]
@@ -191,6 +193,8 @@ pub(crate) struct Live {
     space_timer: DelayedWork<Live, 5>,
     #[pin]
     event_work: Work<Live, 6>,
+    #[pin]
+    wave_timer: DelayedWork<Live, 7>,
 }
 
 impl_has_work! {
@@ -204,6 +208,7 @@ impl_has_work! {
 impl_has_delayed_work! {
     impl HasDelayedWork<Self, 3> for Live { self.commit_timer }
     impl HasDelayedWork<Self, 5> for Live { self.space_timer }
+    impl HasDelayedWork<Self, 7> for Live { self.wave_timer }
 }
 
 /// Tries the snapshot's bios again.
@@ -280,6 +285,15 @@ impl WorkItem<6> for Live {
     }
 }
 
+/// The time is up for copies that a commit waits for.
+impl WorkItem<7> for Live {
+    type Pointer = Arc<Live>;
+
+    fn run(this: Arc<Live>) {
+        this.end_wave();
+    }
+}
+
 /// What a [`Live`] is made from.
 pub(crate) struct NewLive {
     pub(crate) origin: Arc<Origin>,
@@ -319,6 +333,7 @@ impl Live {
                 chunk_size: from.chunk_size,
                 store: from.store,
                 cow_number: from.cow_number,
+                sectors: Atomic::new(0),
                 reports_overflow: Atomic::new(0),
                 room <- Room::new(),
                 stats: SnapStats::new(),
@@ -344,6 +359,7 @@ impl Live {
                 merge_work <- new_work!("Live::merge_work"),
                 space_timer <- new_delayed_work!("Live::space_timer"),
                 event_work <- new_work!("Live::event_work"),
+                wave_timer <- new_delayed_work!("Live::wave_timer"),
             }),
             GFP_KERNEL,
         )
@@ -374,12 +390,23 @@ impl Live {
     }
 
     /// Takes over what another table says.
-    pub(crate) fn set_table(&self, devices: Devices, store: StoreType, features: &Features) {
+    pub(crate) fn set_table(
+        &self,
+        devices: Devices,
+        sectors: u64,
+        store: StoreType,
+        features: &Features,
+    ) {
         self.set_devices(Some(devices));
+        self.sectors.store(sectors, Release);
         let reports_overflow = store == StoreType::PersistentOverflow;
         self.reports_overflow
             .store(u32::from(reports_overflow), Release);
         self.room.set_policy(features);
+        // What is waited for may have become another thing.
+        if self.room.stop_waiting() {
+            self.origin.wake_all();
+        }
     }
 
     /// Whether origin writes save old data for it, or would if it were well.
@@ -407,6 +434,12 @@ impl Live {
         self.chunk_size.chunks_of(range)
     }
 
+    /// The chunks of a range of the origin that belong to the snapshot: an origin may be longer.
+    pub(crate) fn own_chunks_of(&self, mut range: Sectors) -> Chunks {
+        range.end = range.end.min(self.sectors.load(Acquire));
+        self.chunks_of(range)
+    }
+
     /// The range of whole chunks around a range of sectors.
     pub(crate) fn whole_chunks(&self, range: Sectors) -> Sectors {
         self.chunk_size.sectors_of(self.chunks_of(range))
@@ -432,9 +465,10 @@ impl Live {
         }
     }
 
-    /// Takes the bios that wait in the slots, of the target that has opened `device`.
-    pub(crate) fn take_waiting(&self, device: &Device) -> BioList<Io> {
-        self.origin.take_waiting_of(self.id, device)
+    /// A device is being suspended without a flush: gives those bios of the snapshot back to it
+    /// that wait. They are of the target that has opened `device`. Context: process.
+    pub(crate) fn give_back(&self, device: &Device) {
+        self.origin.give_back_of(self.id, device);
     }
 
     /// One thing more is under way. Context: any.
@@ -484,6 +518,11 @@ impl Live {
     pub(crate) fn start_timer(self: &Arc<Self>) {
         let delay = kernel::time::msecs_to_jiffies(crate::commit::MAX_DELAY_MS);
         let _ = self.wq.enqueue_delayed::<_, 3>(self.clone(), delay);
+    }
+
+    /// Has [`Self::end_wave`] called, in a tick. Context: any.
+    pub(crate) fn start_wave_timer(self: &Arc<Self>) {
+        let _ = self.wq.enqueue_delayed::<_, 7>(self.clone(), 1);
     }
 
     /// A bio waits until [`Self::unthrottle`]. To be called by the origin.
@@ -590,9 +629,8 @@ impl Live {
     }
 
     /// The data of an exception is on the COW device. For a transient store that is all; a
-    /// persistent one writes a record: now if that is urgent or an origin write waits for it,
-    /// else in a while. Context: any.
-    pub(crate) fn saved(self: &Arc<Self>, saved: Saved, is_urgent: bool) {
+    /// persistent one writes a record, as soon as that is needed. Context: any.
+    pub(crate) fn saved(self: &Arc<Self>, saved: Saved, mut urgency: Urgency) {
         let Some(store) = self.persistent() else {
             return self.end_exception(saved.slot, saved.item);
         };
@@ -602,13 +640,15 @@ impl Live {
         // The exception may have ended before the timer below is set.
         self.start_busy();
         let range = slot.flight.advance(saved.item, Phase::Volatile);
-        let is_urgent = is_urgent || slot.has_origin_waiting(range);
+        if urgency == Urgency::Later && slot.has_origin_waiting(range) {
+            urgency = Urgency::Now;
+        }
         // Under the lock of the slot: an origin write that meets a volatile exception there has
         // it committed, and then the record must be there.
         let waiting = store.add(saved);
         slot.wake_snapshots(range);
         drop(slot);
-        self.record_added(waiting, is_urgent);
+        self.record_added(waiting, urgency);
         self.end_busy();
     }
 
@@ -626,6 +666,7 @@ impl Live {
     pub(crate) fn leave(self: &Arc<Self>) {
         self.stop_merge();
         self.set_active(false);
+        self.room.stop_waiting();
         // Origin writes that waited for an invalidation need not.
         self.origin.wake_all();
         self.commit_now();
@@ -633,6 +674,7 @@ impl Live {
         // A timer that is still running would keep the snapshot, and later meet no module.
         WorkQueue::flush_delayed(&self.commit_timer);
         WorkQueue::flush_delayed(&self.space_timer);
+        WorkQueue::flush_delayed(&self.wave_timer);
         self.origin.remove_shards(self.id);
         self.origin.wake_all();
         self.set_devices(None);

@@ -71,9 +71,16 @@ impl Target for MergeTarget {
     }
 
     fn presuspend(&self, may_requeue: bool) {
+        // Bios wait for the batch under way, and the device's suspend for them.
+        self.0.live.stop_merge();
         if may_requeue {
-            origin::give_back(self.0.origin.take_waiting(&self.0.devices.origin));
+            self.0.origin.give_back(&self.0.devices.origin);
+            self.0.live.give_back(&self.0.devices.origin);
         }
+    }
+
+    fn presuspend_undo(&self) {
+        self.0.live.start_merge();
     }
 
     fn postsuspend(&self) {
@@ -108,6 +115,9 @@ impl MergeTarget {
         }
         self.0.live.set_merging();
         drop(snapshots);
+        if self.0.live.room.stop_waiting() {
+            self.0.origin.wake_all();
+        }
         // Neither the snapshot nor the origin is in use while this device is suspended, so that
         // nothing new begins.
         self.0.live.commit_and_wait();
@@ -206,6 +216,8 @@ fn decide(slot: &mut Slot, index: u32, live: &Arc<Live>, range: Sectors, op: Op)
         (Way::Fail, _) => Step::Fail,
         (Way::Origin, _) => Step::Origin,
         (Way::Cow, Op::Discard | Op::Other) => Step::Nothing,
+        // Not reached: what is in flight is in the table.
+        (Way::Cow, _) if route.is_hole => Step::Fail,
         (Way::Cow, Op::Read | Op::Write) => {
             let at = size.first_sector(route.new).0;
             let at = Sector(at.saturating_add(size.offset_in_chunk(Sector(range.start))));
@@ -242,6 +254,10 @@ fn go(
     step: Step,
 ) -> Mapped<Io> {
     match step {
+        Step::Wait if bio.may_requeue() => {
+            drop(slot);
+            Mapped::GiveBack(bio)
+        }
         Step::Wait => match slot.wait_snapshot(live.id, bio) {
             Ok(queued) => Mapped::Queued(queued),
             Err(bio) => Mapped::Kill(bio),

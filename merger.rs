@@ -26,7 +26,7 @@
 #![deny(unsafe_code)]
 
 use crate::{
-    dm::{Buffer, NoIo, Span, WriteFlags, MAX_BYTES},
+    dm::{BioList, Buffer, NoIo, Span, WriteFlags, MAX_BYTES},
     dm_err,
     exception::{Lookup, Run, Spare},
     live::{Devices, Health, Live},
@@ -98,6 +98,7 @@ enum Cause {
     WriteOrigin,
     Inconsistent,
     NoSpace,
+    Invalid,
 }
 
 impl fmt::Display for Cause {
@@ -111,6 +112,7 @@ impl fmt::Display for Cause {
             Cause::ReadCow => "data could not be read from the COW device",
             Cause::WriteOrigin => "data could not be written to the origin",
             Cause::Inconsistent => "the metadata on the COW device is not what it was",
+            Cause::Invalid => "the snapshot has become invalid",
             Cause::NoSpace => "another snapshot has no room for what the merge would overwrite",
         })
     }
@@ -217,6 +219,9 @@ impl Live {
         let (Some(store), Some(devices)) = (self.persistent(), self.devices()) else {
             return Err(Halt::Stopped);
         };
+        if matches!(self.health(), Health::Failing | Health::Invalid) {
+            return Err(Halt::Failed(Cause::Invalid));
+        }
         // Writes wait for this, perhaps those that would free memory.
         let _no_io = NoIo::enter();
         let chunk = self.chunk_size.bytes();
@@ -233,7 +238,7 @@ impl Live {
             .decode(&piece, &blocks)
             .map_err(|e| io_failed(e, Cause::Inconsistent))?;
         let mut claim = Claim::new(self, self.runs_of(records)?)?;
-        claim.wait_until_free()?;
+        claim.wait_until_free(&devices)?;
         claim.copy(&devices)?;
         self.client
             .flush(&devices.origin)
@@ -285,7 +290,8 @@ impl Live {
     fn wait_merge(&self, seen: u64) -> Result<(), Halt> {
         let mut merge = self.merge.lock();
         while merge.events == seen && merge.is_wanted {
-            self.merge_changed.wait(&mut merge);
+            // It may take as long as another snapshot has no room, and nobody sends signals here.
+            let _ = self.merge_changed.wait_interruptible(&mut merge);
         }
         if merge.is_wanted {
             Ok(())
@@ -329,45 +335,42 @@ impl<'a> Claim<'a> {
     fn claim(&self, run: Run) -> Result<Claimed, Halt> {
         let live = self.live;
         let range = live.chunk_size.sectors_of(Chunks::new(run.old, run.len));
-        loop {
-            let seen = live.merge.lock().events;
-            let locked = live.origin.lock_slot(Sector(range.start));
-            let (index, mut slot) = locked.ok_or(Halt::Failed(Cause::Inconsistent))?;
-            let shard = slot.shard(live.id);
-            let mut done = 0;
-            while done < run.len {
-                // What the table says must be what the record says.
-                let lookup = shard.map(|shard| shard.table.lookup(run.old.plus(done)));
-                match lookup {
-                    Some(Lookup::Mapped { new, len }) if new == run.new.plus(done) => {
-                        done = done.saturating_add(len.max(1));
-                    }
-                    _ => return Err(Halt::Failed(Cause::Inconsistent)),
+        let locked = live.origin.lock_slot(Sector(range.start));
+        let (index, mut slot) = locked.ok_or(Halt::Failed(Cause::Inconsistent))?;
+        let shard = slot.shard(live.id);
+        let mut done = 0;
+        while done < run.len {
+            // What the table says must be what the record says.
+            let lookup = shard.map(|shard| shard.table.lookup(run.old.plus(done)));
+            match lookup {
+                Some(Lookup::Mapped { new, len }) if new == run.new.plus(done) => {
+                    done = done.saturating_add(len.max(1));
                 }
+                _ => return Err(Halt::Failed(Cause::Inconsistent)),
             }
-            if let Ok(item) = slot.flight.start_merge(live.id, range) {
-                return Ok(Claimed {
-                    run,
-                    range,
-                    slot: index,
-                    item,
-                    is_free: false,
-                });
-            }
-            slot.wait_merge(live.id);
-            drop(slot);
-            live.wait_merge(seen)?;
         }
+        // All that is in flight there may be of this very batch, so nothing is waited for.
+        let item = slot.flight.start_merge(live.id, range);
+        Ok(Claimed {
+            run,
+            range,
+            slot: index,
+            item: item.map_err(|_| Halt::Memory)?,
+            is_free: false,
+        })
     }
 
     /// Sleeps until the origin can be written to, for all runs.
-    fn wait_until_free(&mut self) -> Result<(), Halt> {
+    fn wait_until_free(&mut self, devices: &Devices) -> Result<(), Halt> {
         let live = self.live;
         loop {
             let seen = live.merge.lock().events;
             let mut is_free = true;
             for claimed in self.claimed.iter_mut().filter(|c| !c.is_free) {
-                claimed.is_free = is_range_free(live, claimed.range)?;
+                // What lies beyond the end, nobody saves.
+                let mut range = claimed.range;
+                range.end = range.end.min(devices.origin.sectors());
+                claimed.is_free = is_range_free(live, range)?;
                 is_free &= claimed.is_free;
             }
             if is_free {
@@ -408,11 +411,16 @@ impl<'a> Claim<'a> {
                 let Run { old, len, .. } = claimed.run;
                 let shard = slot.shard_mut(live.id);
                 let removed = shard.map_or(Ok(()), |s| s.table.remove(old, len, &mut spare));
-                drop(slot);
                 if removed.is_ok() {
-                    live.origin.end_item(claimed.slot, claimed.item);
+                    // Both under one lock: nobody may see the one without the other.
+                    let mut woken = BioList::new();
+                    let range = slot.flight.end(claimed.item);
+                    slot.wake(range, &mut woken);
+                    drop(slot);
+                    live.origin.retry(woken);
                     break;
                 }
+                drop(slot);
                 // There is no way back: the record is gone.
                 if spare.refill(GFP_KERNEL).is_err() {
                     fsleep(REST);
@@ -455,7 +463,8 @@ fn is_range_free(live: &Arc<Live>, range: Sectors) -> Result<bool, Halt> {
     });
     match outcome {
         Outcome::Go(()) => Ok(true),
-        Outcome::Waits(()) | Outcome::Throttle(()) => Ok(false),
+        Outcome::Waits(()) => Ok(false),
+        Outcome::Throttle(()) => Err(Halt::Memory),
         Outcome::NoSpace(()) => Err(Halt::Failed(Cause::NoSpace)),
     }
 }

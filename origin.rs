@@ -9,7 +9,7 @@
 #![deny(unsafe_code)]
 
 use crate::{
-    dm::{Args, Bio, BioList, Device, Incoming, Mapped, Op, Setup, StatusKind, Target},
+    dm::{Args, Bio, Device, Incoming, Mapped, Op, Setup, StatusKind, Target},
     dm_err,
     registry::{MemberState, Origin, OriginRef, Registry},
     saving::{self, Outcome, Writer},
@@ -88,7 +88,7 @@ impl Target for OriginTarget {
 
     fn presuspend(&self, may_requeue: bool) {
         if may_requeue {
-            give_back(self.origin.take_waiting(&self.device));
+            self.origin.give_back(&self.device);
         }
     }
 
@@ -133,14 +133,6 @@ impl Drop for OriginTarget {
     }
 }
 
-/// The device is suspended with bios that may wait for long, until a COW device has grown: they
-/// come back when it is resumed.
-pub(crate) fn give_back(mut waiting: BioList<Io>) {
-    while let Some(bio) = waiting.pop() {
-        bio.requeue();
-    }
-}
-
 /// A bio of the origin that had to wait is tried again.
 pub(crate) fn retry(origin: &Arc<Origin>, bio: Bio<Io>) {
     write(origin, bio).settle();
@@ -155,9 +147,13 @@ pub(crate) fn write(origin: &Arc<Origin>, bio: Bio<Io>) -> Mapped<Io> {
         Writer::Bio,
         bio,
         |slot, mut bio, is_conflict| {
-            let begins = bio.data_mut().wait();
-            origin.stats.conflicts.add(u64::from(is_conflict && begins));
-            slot.wait_origin(bio)
+            if bio.may_requeue() {
+                return Err(bio);
+            }
+            if is_conflict && bio.data_mut().wait() {
+                origin.stats.conflicts.add(1);
+            }
+            Ok(slot.wait_origin(bio))
         },
     );
     match outcome {
@@ -167,7 +163,8 @@ pub(crate) fn write(origin: &Arc<Origin>, bio: Bio<Io>) -> Mapped<Io> {
             }
             Mapped::Remapped(bio)
         }
-        Outcome::Waits(queued) => Mapped::Queued(queued),
+        Outcome::Waits(Ok(queued)) => Mapped::Queued(queued),
+        Outcome::Waits(Err(bio)) => Mapped::GiveBack(bio),
         Outcome::Throttle(bio) => Mapped::Queued(origin.throttle(bio)),
         Outcome::NoSpace(bio) => Mapped::End(bio, Err(ENOSPC)),
     }

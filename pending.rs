@@ -144,6 +144,8 @@ impl Item {
 pub(crate) struct Flight {
     items: KVec<Option<Item>>,
     live: usize,
+    /// How many places there are from the beginning.
+    room: usize,
 }
 
 impl Flight {
@@ -156,6 +158,7 @@ impl Flight {
         Ok(Self {
             items: KVec::with_capacity(room, GFP_KERNEL)?,
             live: 0,
+            room,
         })
     }
 
@@ -235,11 +238,15 @@ impl Flight {
     pub(crate) fn strand(&mut self, id: ItemId) -> Sectors {
         let item = self.items.get_mut(id.0 as usize);
         match item.and_then(Option::as_mut) {
-            Some(item) => {
-                item.state = State::Merge { is_stranded: true };
-                item.range
+            Some(Item {
+                range,
+                state: State::Merge { is_stranded },
+                ..
+            }) => {
+                *is_stranded = true;
+                *range
             }
-            None => Sectors::default(),
+            _ => Sectors::default(),
         }
     }
 
@@ -274,9 +281,23 @@ impl Flight {
         match place.and_then(Option::take) {
             Some(item) => {
                 self.live = self.live.saturating_sub(1);
+                if self.live == 0 {
+                    // A merge has many in flight at a time, all else has few.
+                    self.items.truncate(self.room);
+                }
                 item.range
             }
             None => Sectors::default(),
+        }
+    }
+
+    /// A snapshot is gone, and with it what nobody will end any more.
+    pub(crate) fn forget(&mut self, snap: SnapId) {
+        for place in &mut self.items {
+            if place.is_some_and(|item| item.snap == snap) {
+                *place = None;
+                self.live = self.live.saturating_sub(1);
+            }
         }
     }
 

@@ -227,6 +227,13 @@ impl WorkItem for Origin {
     }
 }
 
+/// Gives bios back to device-mapper.
+fn give_back(mut bios: BioList<Io>) {
+    while let Some(bio) = bios.pop() {
+        bio.requeue();
+    }
+}
+
 /// A slot, locked.
 pub(crate) type SlotGuard<'a> = Guard<'a, Slot, SpinLockIrqBackend>;
 
@@ -324,22 +331,23 @@ impl Origin {
         merging.any(|live| Some(live.id) != id)
     }
 
-    /// Takes the origin's bios that wait in the slots, of the target that has opened `device`.
-    pub(crate) fn take_waiting(&self, device: &Device) -> BioList<Io> {
-        let mut all = BioList::new();
+    /// A device is being suspended without a flush: gives those bios of the origin back to it that
+    /// wait in the slots. They are of the target that has opened `device`. Context: process.
+    pub(crate) fn give_back(&self, device: &Device) {
         for slot in &self.slots {
-            slot.lock().take_origin(device, &mut all);
+            let mut bios = BioList::new();
+            slot.lock().take_origin(device, &mut bios);
+            give_back(bios);
         }
-        all
     }
 
     /// The same for the bios of a snapshot.
-    pub(crate) fn take_waiting_of(&self, id: SnapId, device: &Device) -> BioList<Io> {
-        let mut all = BioList::new();
+    pub(crate) fn give_back_of(&self, id: SnapId, device: &Device) {
         for slot in &self.slots {
-            slot.lock().take_snapshot(id, device, &mut all);
+            let mut bios = BioList::new();
+            slot.lock().take_snapshot(id, device, &mut bios);
+            give_back(bios);
         }
-        all
     }
 
     /// Has everybody who waits try again.

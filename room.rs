@@ -58,7 +58,13 @@ pub(crate) struct Room {
     is_full: Atomic<u32>,
     #[pin]
     space: SpinLockIrq<Option<Space>>,
+    /// When the time was up for what waited.
+    #[pin]
+    expired: SpinLockIrq<Option<Moment>>,
 }
+
+/// For so long after the time is up, what still finds no room does not wait again.
+const GRACE_MS: u64 = 1000;
 
 impl Room {
     /// With the policy of the kernel's target.
@@ -69,6 +75,7 @@ impl Room {
             is_low: Atomic::new(0),
             is_full: Atomic::new(0),
             space <- new_spinlock_irq!(None, "Live::space"),
+            expired <- new_spinlock_irq!(None, "Live::expired"),
         })
     }
 
@@ -77,6 +84,11 @@ impl Room {
         self.when_full.store(features.when_full as u32, Release);
         let low_water_mark = features.low_water_mark.unwrap_or(0);
         self.low_water_mark.store(low_water_mark, Release);
+    }
+
+    /// Nobody waits for room any more; answers whether somebody did.
+    pub(crate) fn stop_waiting(&self) -> bool {
+        self.space.lock().take().is_some()
     }
 
     fn when_full(&self) -> WhenFull {
@@ -92,7 +104,7 @@ impl Live {
     /// Context: any.
     pub(crate) fn no_room(self: &Arc<Self>, why: Failure, is_own: bool) -> NoRoom {
         match self.room.when_full() {
-            WhenFull::Queue if why == Failure::CowFull => {
+            WhenFull::Queue if why == Failure::CowFull && !self.has_waited() => {
                 self.wait_for_space();
                 NoRoom::Queued
             }
@@ -138,6 +150,12 @@ impl Live {
         }
     }
 
+    /// Whether the time has just been up for what waited.
+    fn has_waited(&self) -> bool {
+        let expired = *self.room.expired.lock();
+        expired.is_some_and(|when| when.millis() < GRACE_MS)
+    }
+
     /// Writes wait until the COW device has grown. Context: any.
     fn wait_for_space(self: &Arc<Self>) {
         let Some(devices) = self.devices() else {
@@ -162,24 +180,26 @@ impl Live {
 
     /// The work of [`Self::wait_for_space`].
     pub(crate) fn look_for_space(self: &Arc<Self>) {
+        let sectors = self.devices().map_or(u64::MAX, |d| d.cow.sectors());
+        let is_over = !self.is_active()
+            || self.is_merging()
+            || self.room.when_full() != WhenFull::Queue
+            || !matches!(self.health(), Health::Good | Health::Overflowed);
         let mut space = self.room.space.lock();
         let Some(waits) = *space else { return };
-        let sectors = self.devices().map_or(u64::MAX, |d| d.cow.sectors());
-        let is_over =
-            !self.is_active() || !matches!(self.health(), Health::Good | Health::Overflowed);
         let timeout = crate::dm::no_space_timeout();
         let is_late = timeout.is_some_and(|t| waits.since.millis() / 1000 >= u64::from(t));
         if !is_over && sectors <= waits.sectors && !is_late {
-            drop(space);
+            // Under the lock, by which whoever leaves knows that no timer is started any more.
             return self.start_space_timer();
         }
         *space = None;
         drop(space);
         if is_late && !is_over && sectors <= waits.sectors {
             dm_err!("COW device {} has not grown in time", self.cow_name());
-            self.fail(Failure::CowFull);
-        } else {
-            self.origin.wake_all();
+            // If anybody still waits, and finds no room, the snapshot is given up for that.
+            *self.room.expired.lock() = Some(Moment::now());
         }
+        self.origin.wake_all();
     }
 }

@@ -13,13 +13,14 @@
 #![deny(unsafe_code)]
 
 use crate::{
+    commit::Urgency,
     copy::Prepared,
     dm::{Bio, EndIo, Incoming, Mapped, NoIo, Op, MAX_BYTES},
     dm_err,
     exception::Spare,
     live::{Devices, Failure, Health, Live},
     pending::{Kind, Way},
-    registry::{Origin, SlotGuard},
+    registry::SlotGuard,
     room::NoRoom,
     slot::{Io, Need, Route, Slot, Started, Stop},
     table::Features,
@@ -60,7 +61,7 @@ enum Step {
     Cow(Sector, Io),
     /// It waits in the slot for what is in flight there.
     Wait,
-    /// It waits in the slot until a chunk has been copied, which is to be begun.
+    /// It waits until a chunk has been copied, which is to be begun.
     Copy,
     /// It waits until fewer chunks are being copied.
     Throttle,
@@ -91,6 +92,9 @@ fn decide<'a>(
             (Step::Memory(lack), _) => {
                 drop(slot);
                 if memory.get(lack, live).is_err() {
+                    if matches!(lack, Lack::Zeroes(_)) {
+                        return (None, Step::Fail, Sector(range.end));
+                    }
                     live.fail(Failure::NoMemory);
                 }
             }
@@ -184,14 +188,27 @@ fn go(
             bio.remap(&devices.cow, at);
             Mapped::Remapped(bio)
         }
+        Step::Wait if bio.may_requeue() => {
+            drop(slot);
+            Mapped::GiveBack(bio)
+        }
         Step::Wait => match slot.wait_snapshot(live.id, bio) {
             Ok(queued) => Mapped::Queued(queued),
             Err(bio) => Mapped::Kill(bio),
         },
         Step::Copy => {
-            let waiting = slot.wait_snapshot(live.id, bio);
+            let Some(mut copy) = memory.copy.take() else {
+                return Mapped::Kill(bio);
+            };
+            let waiting = if may_lay_over(live, &bio) {
+                let io = if bio.is_fua() { Io::Durable } else { Io::Plain };
+                live.waited(bio.data_mut(), io);
+                Ok(copy.lay_over(bio))
+            } else {
+                slot.wait_snapshot(live.id, bio)
+            };
             drop(slot);
-            memory.begin_copy(&live.origin);
+            copy.go(&live.origin);
             match waiting {
                 Ok(queued) => Mapped::Queued(queued),
                 Err(bio) => Mapped::Kill(bio),
@@ -283,12 +300,6 @@ impl Memory {
         }
         Ok(())
     }
-
-    fn begin_copy(&mut self, origin: &Arc<Origin>) {
-        if let Some(copy) = self.copy.take() {
-            copy.go(origin);
-        }
-    }
 }
 
 /// Decides about a bio, and up to which sector the decision holds. What has to be begun for it is
@@ -316,6 +327,7 @@ fn decide_locked(
     let single = size.sectors_of(size.chunks_of(Sectors::new(Sector(range.start), 1)));
     let one = Sector(single.end.min(range.end));
     match route.way {
+        Way::Wait if ask == Ask::Discard => (Step::Wait, zero_end(range, route.end)),
         Way::Wait => (Step::Wait, route.end),
         Way::Fail => (Step::Fail, route.end),
         Way::Cow => {
@@ -346,12 +358,17 @@ fn decide_locked(
     }
 }
 
+/// How far a discard is done at a time.
+fn zero_end(range: Sectors, end: Sector) -> Sector {
+    let most = range.start.saturating_add(MAX_BYTES as u64 / SECTOR_SIZE);
+    Sector(end.0.min(most))
+}
+
 /// A discard of what is on the COW device.
 fn zero(range: Sectors, end: Sector, at: Sector, memory: &Memory) -> (Step, Sector) {
+    let end = zero_end(range, end);
     let sectors = end.0.saturating_sub(range.start);
-    let sectors = sectors.min(MAX_BYTES as u64 / SECTOR_SIZE);
     let bytes = sectors.saturating_mul(SECTOR_SIZE) as usize;
-    let end = Sector(range.start.saturating_add(sectors));
     match &memory.zeroing {
         Some(zeroing) if zeroing.is_enough(bytes) => (Step::Zero(at), end),
         _ => (Step::Memory(Lack::Zeroes(bytes)), end),
@@ -418,6 +435,16 @@ fn first_write(
     }
 }
 
+/// Whether the data of a write to a part of a chunk can go with the copy of that chunk: not if it
+/// reaches beyond, as one may that had to wait and can't be cut any more. If it must be durable,
+/// the commit of the record sees to that, which flushes the device before; so there must be one.
+fn may_lay_over(live: &Live, bio: &Bio<Io>) -> bool {
+    let size = live.chunk_size;
+    size.chunks_of(bio.sectors()).len() == 1
+        && size.bytes() <= MAX_BYTES as u64
+        && (live.persistent().is_some() || !bio.is_fua())
+}
+
 /// A flush of the snapshot. What it wrote is on the COW device; the records of that have to be
 /// on stable media too (rule R2).
 fn map_flush(live: &Arc<Live>, devices: &Devices, mut bio: Bio<Io>) -> Mapped<Io> {
@@ -441,7 +468,7 @@ pub(crate) fn end_io(live: &Arc<Live>, mut bio: Bio<Io>, result: Result) -> EndI
         Io::Written(saved, is_fua) if result.is_ok() => {
             live.stats.own_runs.add(1);
             live.stats.own_chunks.add(saved.len);
-            live.saved(saved, false);
+            live.saved(saved, Urgency::Later);
             is_fua
         }
         Io::Written(saved, _) => {

@@ -15,7 +15,7 @@ use crate::{
     live::{Failure, Health, Live},
     registry::Origin,
     room::NoRoom,
-    slot::{Need, Slot, Stop, Verdict},
+    slot::{Slot, Stop, Verdict},
     units::{Sector, Sectors},
 };
 use kernel::{prelude::*, sync::Arc};
@@ -36,7 +36,7 @@ pub(crate) enum Outcome<T, Q> {
     Go(T),
     /// It waits for something in its slot.
     Waits(Q),
-    /// It is to wait until fewer chunks are being copied.
+    /// It is to wait until fewer chunks are being copied; a merge, until there is more memory.
     Throttle(T),
     /// It is to fail: a snapshot has no room, and is not to be given up for that.
     NoSpace(T),
@@ -44,8 +44,10 @@ pub(crate) enum Outcome<T, Q> {
 
 /// How far the attempt came to begin what is needed.
 enum Begun {
-    /// As much was begun as there was room for.
+    /// All was begun.
     All,
+    /// As much was begun as there was room for in the flight, or in the copy.
+    Room,
     /// More memory is needed: for the exception tables, or for the records of this snapshot.
     Memory(Option<Arc<Live>>),
     /// A snapshot has no room.
@@ -65,6 +67,7 @@ pub(crate) fn save<T, Q>(
     let mut prepared: Option<Prepared> = None;
     let mut spare = Spare::new();
     let mut is_refused = false;
+    let mut is_short = false;
     loop {
         let Some((index, mut slot)) = origin.lock_slot(Sector(range.start)) else {
             return Outcome::Go(thing);
@@ -81,11 +84,17 @@ pub(crate) fn save<T, Q>(
                 let copy = prepared.as_mut();
                 let Some(copy) = copy.filter(|copy| begun || copy.is_enough(&need)) else {
                     drop(slot);
-                    prepared = prepare(origin, range, &need).or(prepared);
+                    match Prepared::new(&need) {
+                        Ok(copy) => prepared = Some(copy),
+                        Err(_) if writer == Writer::Merge => return Outcome::Throttle(thing),
+                        Err(_) => out_of_memory(origin, range),
+                    }
                     continue;
                 };
                 match begin(&mut slot, index, range, copy, &mut spare) {
                     Begun::All => {}
+                    // A merge would wait for what it has in flight there itself.
+                    Begun::Room => is_short = writer == Writer::Merge,
                     Begun::NoSpace => is_refused = true,
                     Begun::Memory(store) => {
                         drop(slot);
@@ -93,10 +102,17 @@ pub(crate) fn save<T, Q>(
                         // copy that saves this for all snapshots.
                         let _no_io = NoIo::enter();
                         let grown = store.map_or(Ok(()), |live| live.store.grow());
-                        if grown.is_err() || spare.refill(GFP_KERNEL).is_err() {
-                            out_of_memory(origin, range);
+                        if grown.is_ok() && spare.refill(GFP_KERNEL).is_ok() {
+                            continue;
                         }
-                        continue;
+                        if writer == Writer::Bio {
+                            out_of_memory(origin, range);
+                            continue;
+                        }
+                        if let Some(copy) = prepared.take() {
+                            copy.go(origin);
+                        }
+                        return Outcome::Throttle(thing);
                     }
                 }
             }
@@ -109,6 +125,8 @@ pub(crate) fn save<T, Q>(
         }
         let outcome = if is_refused {
             Outcome::NoSpace(thing)
+        } else if is_short {
+            Outcome::Throttle(thing)
         } else {
             Outcome::Waits(wait(&mut slot, thing, is_conflict))
         };
@@ -120,17 +138,6 @@ pub(crate) fn save<T, Q>(
     }
 }
 
-/// Gets the memory for a copy. If there is none, there will be no copy.
-fn prepare(origin: &Arc<Origin>, range: Sectors, need: &Need) -> Option<Prepared> {
-    match Prepared::new(need) {
-        Ok(copy) => Some(copy),
-        Err(_) => {
-            out_of_memory(origin, range);
-            None
-        }
-    }
-}
-
 /// There is no memory to save what an origin write is going to change: the origin must not
 /// suffer (rule R4), so the snapshots do which have not saved it.
 fn out_of_memory(origin: &Arc<Origin>, range: Sectors) {
@@ -138,7 +145,7 @@ fn out_of_memory(origin: &Arc<Origin>, range: Sectors) {
         return;
     };
     for shard in &slot.shards {
-        let mut chunks = shard.live.chunks_of(range);
+        let mut chunks = shard.live.own_chunks_of(range);
         if shard.live.guards() != Health::Invalid && shard.next_hole(&mut chunks).is_some() {
             shard.live.fail(Failure::NoMemory);
         }
@@ -163,14 +170,14 @@ fn begin(
         if !matches!(live.guards(), Health::Good | Health::Overflowed) {
             continue;
         }
-        let mut chunks = live.chunks_of(range);
+        let mut chunks = live.own_chunks_of(range);
         while let Some(hole) = slot.shards.get(at).and_then(|s| s.next_hole(&mut chunks)) {
             match slot.start_copy(at, index, hole, true, copy, spare) {
                 // The rest of the hole, if it is not in one piece on the COW device, is next.
                 Ok(len) => chunks.start = hole.start.saturating_add(len),
                 Err(Stop::Memory) => return Begun::Memory(None),
                 Err(Stop::Store) => return Begun::Memory(Some(live)),
-                Err(Stop::Room) => return begun,
+                Err(Stop::Room) => return Begun::Room,
                 // The other snapshots go on.
                 Err(Stop::Snapshot(why)) => {
                     if live.no_room(why, false) == NoRoom::Refused {

@@ -159,6 +159,7 @@ impl Slot {
     /// Takes a snapshot out. Its bios must have ended.
     pub(crate) fn remove_shard(&mut self, id: SnapId) -> Option<Shard> {
         let index = self.shards.iter().position(|s| s.live.id == id)?;
+        self.flight.forget(id);
         self.shards.remove(index).ok()
     }
 
@@ -185,7 +186,7 @@ impl Slot {
                 Health::Failing => return Verdict::Wait,
                 Health::Good | Health::Overflowed => {}
             }
-            let mut chunks = shard.live.chunks_of(range);
+            let mut chunks = shard.live.own_chunks_of(range);
             while let Some(hole) = shard.next_hole(&mut chunks) {
                 let sectors = shard.live.chunk_size.sectors_of(hole);
                 need.range = if need.runs == 0 {

@@ -8,7 +8,6 @@
 
 use crate::{
     dm::{Args, Bio, Device, EndIo, Hints, Incoming, Mapped, Setup, StatusKind, Target},
-    origin,
     registry::Registry,
     route,
     slot::Io,
@@ -55,8 +54,7 @@ impl Target for SnapshotTarget {
 
     fn presuspend(&self, may_requeue: bool) {
         if may_requeue {
-            let (live, devices) = (&self.0.live, &self.0.devices);
-            origin::give_back(live.take_waiting(&devices.cow));
+            self.0.live.give_back(&self.0.devices.cow);
         }
     }
 

@@ -35,6 +35,9 @@ impl Moment {
     }
 }
 
+/// Of what happens very often, one in so many is timed: to read a clock takes time too.
+const TIMED: u64 = 16;
+
 /// A number that only grows, until it is set back.
 pub(crate) struct Counter(Atomic<u64>);
 
@@ -46,6 +49,12 @@ impl Counter {
     /// So many more. Context: any.
     pub(crate) fn add(&self, n: u64) {
         self.0.fetch_add(n, Relaxed);
+    }
+
+    /// One more; answers the moment if this is one of those that are timed. Context: any.
+    pub(crate) fn add_timed(&self) -> Option<Moment> {
+        let before = self.0.fetch_add(1, Relaxed);
+        (before % TIMED == 0).then(Moment::now)
     }
 
     fn get(&self) -> u64 {
@@ -130,7 +139,7 @@ pub(crate) struct SnapStats {
     pub(crate) merge_batches: Counter,
     /// Bios of the snapshot that had to wait in a slot, also for a copy of their own.
     pub(crate) conflicts: Counter,
-    /// How long copies took, from the read to the last write.
+    /// How long copies took, from the read to the last write: one in 16 is timed.
     pub(crate) copy_time: Histogram,
     /// How long commits took.
     pub(crate) commit_time: Histogram,
@@ -209,7 +218,7 @@ pub(crate) struct OriginStats {
     pub(crate) conflicts: Counter,
     /// Writes that waited because too many chunks were being copied.
     pub(crate) throttled: Counter,
-    /// How long writes waited, for whatever reason.
+    /// How long those two waited.
     pub(crate) wait_time: Histogram,
 }
 

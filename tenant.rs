@@ -38,6 +38,8 @@ pub(crate) struct Tenant {
     pub(crate) origin: OriginRef,
     pub(crate) devices: Devices,
     pub(crate) features: Features,
+    /// The length of the table line, in sectors.
+    sectors: u64,
     handle: Handle,
     store_type: StoreType,
     role: Role,
@@ -110,6 +112,7 @@ impl Tenant {
             live,
             origin,
             devices,
+            sectors: setup.sectors(),
             handle,
             store_type: args.store,
             features: args.features,
@@ -252,8 +255,12 @@ impl Tenant {
             handle: self.handle.clone(),
             is_running,
         });
-        self.live
-            .set_table(self.devices.clone(), self.store_type, &self.features);
+        self.live.set_table(
+            self.devices.clone(),
+            self.sectors,
+            self.store_type,
+            &self.features,
+        );
     }
 
     /// The device is about to resume with this target: it answers for the snapshot from now on.
@@ -291,6 +298,9 @@ impl Tenant {
     /// The first time that a device of it is resumed, the snapshot becomes active: from this
     /// moment on it shows what the origin holds now.
     fn join(&self) -> Result {
+        if self.live.tenure.lock().waiting.is_none() {
+            return Ok(());
+        }
         // What a merge writes is part of the image, or comes after it has been frozen.
         let gate = self.origin.merge_gate.lock();
         let snapshots = self.origin.snapshots.lock();
@@ -318,12 +328,12 @@ impl Tenant {
             }
         };
         drop(snapshots);
+        drop(gate);
         // Writes that were mapped before are part of the image, once they have ended. No lock
         // may be held here that a bio or another device's suspend waits for.
         for member in &members {
             member.drain(&self.handle);
         }
-        drop(gate);
         Ok(())
     }
 

@@ -5,10 +5,10 @@
 //! C headers: [`include/linux/bio.h`](srctree/include/linux/bio.h),
 //! [`include/linux/device-mapper.h`](srctree/include/linux/device-mapper.h)
 
-use super::device::Device;
+use super::{buffer::Buffer, device::Device};
 use crate::{
     sys,
-    units::{Sector, Sectors},
+    units::{Sector, Sectors, SECTOR_SIZE},
 };
 use core::{marker::PhantomData, mem::ManuallyDrop, ptr::NonNull};
 use kernel::{bindings, prelude::*};
@@ -164,6 +164,24 @@ impl<P: PerBio> Bio<P> {
         Sectors::new(Sector(start), u64::from(len))
     }
 
+    /// Copies the data of a write into a buffer, from the byte `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if there is not so much room, or if this is no write. Context: any.
+    pub(crate) fn copy_to(&self, buffer: &mut Buffer, offset: usize) -> Result {
+        let bytes = self.sectors().len().saturating_mul(SECTOR_SIZE) as usize;
+        let end = offset.checked_add(bytes).ok_or(EINVAL)?;
+        if self.op() != Op::Write || !buffer.is_writable() || end > buffer.len() {
+            return Err(EINVAL);
+        }
+        let (list, within) = buffer.list_at(offset).ok_or(EINVAL)?;
+        // SAFETY: The bio is valid and has data, since it is a write. From there on the list has
+        // room for all of it, in pages that nobody else uses, by the exclusive reference.
+        unsafe { sys::dmsnap_bio_copy_to(self.bio.as_ptr(), list, within) };
+        Ok(())
+    }
+
     /// Sends the bio to another place, of a device that its own target has opened.
     ///
     /// With a device of another target, which might be closed before the bio has ended, nothing
@@ -212,8 +230,17 @@ impl<P: PerBio> Bio<P> {
         unsafe { sys::dm_bio_get_target_bio_nr(self.bio.as_ptr()) }
     }
 
+    /// Whether its device is being suspended without a flush: then [`Self::requeue`] gives it
+    /// back, and nothing that can wait for long may be kept. device-mapper sends bios again that
+    /// are given back too early, so it is not enough to do so once.
+    pub(crate) fn may_requeue(&self) -> bool {
+        // SAFETY: The target exists as long as it has bios.
+        unsafe { sys::dm_noflush_suspending(self.attached().target) != 0 }
+    }
+
     /// Gives the bio back to device-mapper, which sends it again when its device has been
-    /// resumed. Only while `presuspend` says so; else the bio ends with an error.
+    /// resumed. Only where [`Self::may_requeue`], or `presuspend`, says so; else the bio ends with
+    /// an error.
     pub(crate) fn requeue(self) {
         let bio = self.into_raw();
         // SAFETY: The bio is valid and ours, and nobody uses it after this.

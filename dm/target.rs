@@ -28,6 +28,8 @@ pub(crate) enum Mapped<P: PerBio> {
     Kill(Bio<P>),
     /// It is to end in this way, without having been anywhere.
     End(Bio<P>, Result),
+    /// It is given back until its device is resumed: see [`Bio::may_requeue`].
+    GiveBack(Bio<P>),
 }
 
 impl<P: PerBio> Mapped<P> {
@@ -40,6 +42,7 @@ impl<P: PerBio> Mapped<P> {
             Mapped::Queued(_) => {}
             Mapped::Kill(bio) => bio.end(Err(EIO)),
             Mapped::End(bio, result) => bio.end(result),
+            Mapped::GiveBack(bio) => bio.requeue(),
         }
     }
 }
@@ -134,6 +137,10 @@ pub(crate) trait Target: Sized + Send + Sync + 'static {
         let _ = may_requeue;
     }
 
+    /// The device is not suspended after what `presuspend` said, since that was interrupted. May
+    /// sleep.
+    fn presuspend_undo(&self) {}
+
     /// The device has been suspended: all bios have ended. May sleep.
     fn postsuspend(&self) {}
 
@@ -218,6 +225,11 @@ impl<T: Target> Registration<T> {
                     preresume: if T::HAS_PRERESUME { Some(Adapter::<T>::preresume) } else { None },
                     resume: if T::HAS_RESUME { Some(Adapter::<T>::resume) } else { None },
                     presuspend: if T::HAS_PRESUSPEND { Some(Adapter::<T>::presuspend) } else { None },
+                    presuspend_undo: if T::HAS_PRESUSPEND_UNDO {
+                        Some(Adapter::<T>::presuspend_undo)
+                    } else {
+                        None
+                    },
                     message: if T::HAS_MESSAGE { Some(Adapter::<T>::message) } else { None },
                     postsuspend: if T::HAS_POSTSUSPEND {
                         Some(Adapter::<T>::postsuspend)
@@ -396,6 +408,10 @@ impl<T: Target> Adapter<T> {
                 bio.end(result);
                 sys::DM_MAPIO_SUBMITTED as c_int
             }
+            Mapped::GiveBack(bio) => {
+                bio.requeue();
+                sys::DM_MAPIO_SUBMITTED as c_int
+            }
             Mapped::Queued(_) => sys::DM_MAPIO_SUBMITTED as c_int,
         }
     }
@@ -462,6 +478,14 @@ impl<T: Target> Adapter<T> {
         let may_requeue = unsafe { sys::dm_noflush_suspending(ti) } != 0;
         // SAFETY: As above.
         unsafe { Self::instance(ti) }.inner.presuspend(may_requeue);
+    }
+
+    /// # Safety
+    ///
+    /// To be called by device-mapper for a constructed target of this type.
+    unsafe extern "C" fn presuspend_undo(ti: *mut sys::dm_target) {
+        // SAFETY: device-mapper gives a constructed target.
+        unsafe { Self::instance(ti) }.inner.presuspend_undo();
     }
 
     /// # Safety

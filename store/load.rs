@@ -25,7 +25,7 @@ use kernel::{prelude::*, sync::Arc};
 const READ_AHEAD_BYTES: u64 = 4 << 20;
 
 /// The most areas that are read at a time.
-const READ_AHEAD_AREAS: u64 = 64;
+const READ_AHEAD_AREAS: u64 = 256;
 
 /// A COW device whose header has been read.
 pub(crate) struct Found {

@@ -3,6 +3,7 @@
  * The wrappers that sys/helpers.h declares, and what a module in Rust can't say
  * for itself: parameters that are writable at run time, and its aliases.
  */
+#include <linux/highmem.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/moduleparam.h>
@@ -54,6 +55,35 @@ void dmsnap_bio_requeue(struct bio *bio)
 {
 	bio->bi_status = BLK_STS_DM_REQUEUE;
 	bio_endio(bio);
+}
+
+/*
+ * Copies the data of a bio into the pages of a list, from a byte of the first one on.
+ * The list must be long enough.
+ */
+void dmsnap_bio_copy_to(struct bio *bio, struct page_list *list, unsigned int offset)
+{
+	struct bvec_iter iter;
+	struct bio_vec bv;
+
+	/* Each of these pieces lies in one page. */
+	bio_for_each_segment(bv, bio, iter) {
+		char *from = bvec_kmap_local(&bv);
+		unsigned int done = 0;
+
+		while (done < bv.bv_len) {
+			unsigned int now = min_t(unsigned int, bv.bv_len - done, PAGE_SIZE - offset);
+
+			memcpy_to_page(list->page, offset, from + done, now);
+			done += now;
+			offset += now;
+			if (offset == PAGE_SIZE) {
+				list = list->next;
+				offset = 0;
+			}
+		}
+		kunmap_local(from);
+	}
 }
 
 /* Pages. */

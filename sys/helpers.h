@@ -43,6 +43,7 @@ sector_t dmsnap_bio_end_sector(const struct bio *bio);
 
 void dmsnap_bio_end(struct bio *bio, int errno);
 void dmsnap_bio_requeue(struct bio *bio);
+void dmsnap_bio_copy_to(struct bio *bio, struct page_list *list, unsigned int offset);
 
 /* Pages. */
 struct page *dmsnap_zero_page(void);

@@ -469,10 +469,14 @@ impl Store {
 enum Step {
     /// Commits so many records, in batches of at most so many bytes.
     Commit { records: u64, max_bytes: u64 },
+    /// Removes the last records, so many pieces of at most so many records.
+    Remove { most: u32, pieces: u32 },
     /// Zeroes ahead.
     Zero,
     /// Commits, and the power fails: of the blocks under way some reach the disk.
     CrashInCommit { records: u64, seed: u64 },
+    /// The same while the last records are removed.
+    CrashInRemoval { most: u32, pieces: u32, seed: u64 },
     /// The power fails while an area is zeroed.
     CrashInZeroing { seed: u64 },
     /// Closed and opened again.
@@ -486,11 +490,15 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let records = || prop_oneof![Just(1u64), 1..10u64, 1..200u64];
     let max_bytes = prop_oneof![Just(1u64), Just(512), Just(1024), Just(1 << 20)];
+    let most = || prop_oneof![Just(1u32), 1..50u32, 1..1025u32];
     prop_oneof![
         8 => (records(), max_bytes).prop_map(|(records, max_bytes)| Step::Commit {
             records,
             max_bytes
         }),
+        4 => (most(), 1..4u32).prop_map(|(most, pieces)| Step::Remove { most, pieces }),
+        4 => (most(), 1..4u32, any::<u64>())
+            .prop_map(|(most, pieces, seed)| Step::CrashInRemoval { most, pieces, seed }),
         4 => Just(Step::Zero),
         4 => (records(), any::<u64>())
             .prop_map(|(records, seed)| Step::CrashInCommit { records, seed }),
@@ -585,6 +593,49 @@ fn commit(
     !is_full
 }
 
+/// Removes the last records, so many pieces of them; if `crash` is given, the last piece is under
+/// way when the power fails.
+fn remove(disk: &mut Disk, store: &mut Store, most: u32, pieces: u32, crash: Option<u64>) {
+    for nth in 1..=pieces {
+        let Some(piece) = store.cursor.last(most) else {
+            assert!(store.committed.is_empty());
+            return;
+        };
+        let left = store.committed.len() - piece.count as usize;
+        // As the store does it: the blocks that the records are in are read, and written again
+        // without them and without whatever lies behind them.
+        let first = piece.first as usize * RECORD_BYTES;
+        let range = piece.bytes(disk.block as u32);
+        let (from, to) = (range.start as usize, range.end as usize);
+        let mut image = disk.bytes[disk.area_range(piece.area)].to_vec();
+        for (index, record) in (piece.first..).zip(&store.committed[left..]) {
+            assert_eq!(Record::decode(&image, index), Some(*record));
+        }
+        image[first..to].fill(0);
+        let start = disk.area_range(piece.area).start;
+        let blocks: Vec<(usize, Vec<u8>)> = (from..to)
+            .step_by(disk.block)
+            .map(|at| (start + at, image[at..at + disk.block].to_vec()))
+            .collect();
+
+        if let (Some(seed), true) = (crash, nth == pieces) {
+            disk.write(&blocks, bits(seed));
+            let before = std::mem::take(&mut store.committed);
+            *store = Store::open(disk);
+            // All whose removal had not begun, and of the others the first few or none.
+            assert!(store.committed.starts_with(&before[..left]));
+            assert!(before.starts_with(&store.committed));
+            return;
+        }
+        disk.write(&blocks, || true);
+        store.cursor.retreat(&piece);
+        store.committed.truncate(left);
+        // What is written next has nothing behind it, or it is zeroed before.
+        image[first..].fill(0);
+        store.images.insert(piece.area, image);
+    }
+}
+
 fn check(disk: &Disk, store: &Store) {
     let (records, next_free) = disk.read_as_c().expect("C could not open it");
     assert_eq!(records, store.committed);
@@ -594,6 +645,8 @@ fn check(disk: &Disk, store: &Store) {
     assert_eq!(allocator.next_free().0, next_free);
     let used: BTreeSet<u64> = records.iter().map(|r| r.new.0).collect();
     assert_eq!(used.len(), records.len());
+    assert_eq!(store.cursor.records(&disk.layout), records.len() as u64);
+    assert_eq!(cursor.records(&disk.layout), records.len() as u64);
     // The status line of the C target right after it opened the device.
     let area = cursor.position().0;
     assert_eq!(cursor.metadata_chunks(), area + 2);
@@ -622,6 +675,10 @@ fn simulate(sectors: u64, chunks: u64, block: usize, steps: &[Step]) {
             Step::CrashInCommit { records, seed } => {
                 commit(&mut disk, &mut store, records, 1 << 20, Some(seed));
             }
+            Step::Remove { most, pieces } => remove(&mut disk, &mut store, most, pieces, None),
+            Step::CrashInRemoval { most, pieces, seed } => {
+                remove(&mut disk, &mut store, most, pieces, Some(seed));
+            }
             Step::CrashInZeroing { seed } => {
                 if let Some(zeroing) = store.cursor.wants_zeroing() {
                     let blocks = store.zero_blocks(&disk, &zeroing);
@@ -641,7 +698,8 @@ fn simulate(sectors: u64, chunks: u64, block: usize, steps: &[Step]) {
         }
         check(&disk, &store);
     }
-    // What was forgotten is found again, and the device can be filled to the last chunk.
+    // What was forgotten or removed is found again, and the device can be filled to the last
+    // chunk.
     store = Store::open(&disk);
     while commit(&mut disk, &mut store, 50, 1 << 20, None) {}
     check(&disk, &store);
@@ -714,6 +772,193 @@ proptest! {
             Err(e) => prop_assert!(false, "{:?}", e),
         }
     }
+}
+
+/// A cursor, and which records there should be: a number for each, the later the higher.
+struct Tail {
+    layout: Layout,
+    cursor: Cursor,
+    /// By area: its records, or nothing where it may hold anything.
+    areas: Vec<Option<Vec<u64>>>,
+    records: Vec<u64>,
+    next: u64,
+}
+
+impl Tail {
+    /// A device of so many areas, the last one without any of its data.
+    fn new(areas: u64) -> Self {
+        let layout = layout(1, 2 + 33 * (areas - 1));
+        let mut known = vec![None; areas as usize];
+        known[0] = Some(Vec::new());
+        Self {
+            layout,
+            cursor: Cursor::fresh(&layout),
+            areas: known,
+            records: Vec::new(),
+            next: 0,
+        }
+    }
+
+    fn zero(&mut self, zeroing: &Zeroing) {
+        let area = &mut self.areas[zeroing.area as usize];
+        assert_eq!(*area, None, "zeroed for no reason");
+        assert_eq!(zeroing.first, 0);
+        *area = Some(Vec::new());
+        self.cursor.zeroed(zeroing);
+    }
+
+    /// Appends so many records, or as many as have a place.
+    fn append(&mut self, count: u64) {
+        let end = self.next + count;
+        while self.next < end {
+            match self.cursor.plan(end - self.next, 512, 1024) {
+                Ok(batch) => {
+                    for piece in batch.pieces() {
+                        for index in piece.first..piece.first + piece.count {
+                            let area = self.areas[piece.area as usize].as_mut();
+                            let area = area.expect("an area that may hold anything");
+                            assert_eq!(area.len(), index as usize, "not behind the last one");
+                            area.push(self.next);
+                            self.records.push(self.next);
+                            self.next += 1;
+                            if area.len() == 32 {
+                                // Who reads on must find an end.
+                                assert!(self.areas[piece.area as usize + 1].is_some());
+                            }
+                        }
+                    }
+                    self.cursor.advance(&batch);
+                }
+                Err(PlanError::NeedZeroed(zeroing)) => self.zero(&zeroing),
+                Err(PlanError::NoSpace) => {
+                    assert_eq!(self.records.len(), self.areas.len() * 32 - 1);
+                    break;
+                }
+            }
+            self.check();
+        }
+    }
+
+    /// Removes one piece of at most so many records; answers whether there was any.
+    fn remove(&mut self, most: u32) -> bool {
+        let Some(piece) = self.cursor.last(most) else {
+            assert!(self.records.is_empty());
+            return false;
+        };
+        let area = self.areas[piece.area as usize].as_mut().unwrap();
+        assert_eq!(area.len() as u32, piece.first + piece.count, "not the last");
+        assert_eq!(piece.count, most.min(area.len() as u32));
+        let removed = area.split_off(piece.first as usize);
+        let left = self.records.len() - removed.len();
+        assert_eq!(self.records.split_off(left), removed);
+        self.cursor.retreat(&piece);
+        true
+    }
+
+    /// What a status line shows of a snapshot that is being merged, in chunks: those allocated,
+    /// and the metadata.
+    fn status(&self) -> (u64, u64) {
+        let metadata = self.cursor.metadata_chunks();
+        (metadata + self.cursor.records(&self.layout), metadata)
+    }
+
+    fn check(&self) {
+        let count = self.records.len() as u64;
+        assert_eq!(self.cursor.records(&self.layout), count);
+        assert_eq!(self.cursor.position(), (count / 32, (count % 32) as u32));
+        assert_eq!(self.status(), (count / 32 + 2 + count, count / 32 + 2));
+    }
+}
+
+proptest! {
+    #![proptest_config(super::config(1))]
+
+    /// Records come and go at the end, over the borders of areas.
+    #[test]
+    fn records_come_and_go_at_the_end(
+        areas in 1..8u64,
+        steps in prop::collection::vec(
+            (any::<bool>(), prop_oneof![Just(1u32), Just(32), 1..100u32], any::<bool>()),
+            0..60,
+        ),
+    ) {
+        let mut tail = Tail::new(areas);
+        for (is_more, count, is_ahead) in steps {
+            if is_more {
+                tail.append(u64::from(count));
+            } else {
+                tail.remove(count);
+            }
+            tail.check();
+            while let Some(zeroing) = tail.cursor.wants_zeroing().filter(|_| is_ahead) {
+                tail.zero(&zeroing);
+            }
+        }
+        // What userspace looks at while all of it is merged: it never grows, and at the end, and
+        // not before, all that is allocated is metadata.
+        let mut before = tail.status();
+        while tail.remove(7) {
+            tail.check();
+            let now = tail.status();
+            prop_assert!(now.0 < before.0 && now.1 <= before.1);
+            prop_assert_eq!(now.0 == now.1, tail.records.is_empty());
+            before = now;
+        }
+        prop_assert_eq!(tail.status(), (2, 2));
+        prop_assert_eq!(tail.cursor.position(), (0, 0));
+        // There is room for all of it again.
+        tail.append(u64::MAX / 2);
+    }
+}
+
+#[test]
+fn the_last_records_are_those_of_one_area() {
+    let layout = layout(1, 1000);
+    let piece = |area, first, count| Some(Piece { area, first, count });
+    assert_eq!(Cursor::fresh(&layout).last(9), None);
+    let at = |area, index| Cursor::resume(&layout, area, index, true);
+    assert_eq!(at(0, 5).last(9), piece(0, 0, 5));
+    assert_eq!(at(0, 5).last(2), piece(0, 3, 2));
+    assert_eq!(at(3, 5).last(1024), piece(3, 0, 5));
+    assert_eq!(at(3, 0).last(1024), piece(2, 0, 32));
+    assert_eq!(at(3, 0).last(1), piece(2, 31, 1));
+    assert_eq!(at(3, 5).records(&layout), 3 * 32 + 5);
+}
+
+#[test]
+fn what_a_torn_removal_leaves_is_zeroed_before_anything_is_written_there() {
+    // 128 records in four blocks; all but the first two are removed, and of the blocks only the
+    // first reaches the disk.
+    let mut disk = Disk::new(layout(4, 400), 512);
+    let mut store = Store {
+        allocator: Allocator::fresh(&disk.layout),
+        cursor: Cursor::fresh(&disk.layout),
+        images: BTreeMap::new(),
+        committed: Vec::new(),
+    };
+    assert!(commit(&mut disk, &mut store, 100, 1 << 20, None));
+    let piece = store.cursor.last(98).unwrap();
+    let range = piece.bytes(512);
+    assert_eq!((range.start, range.end), (0, 4 * 512));
+    let start = disk.area_range(0).start;
+    disk.bytes[start + 2 * RECORD_BYTES..start + 512].fill(0);
+    let before = store.committed.clone();
+    store = Store::open(&disk);
+    assert_eq!(store.committed, before[..2]);
+    // One more is removed first: the blocks behind are still what they were.
+    remove(&mut disk, &mut store, 1, 1, None);
+    assert!(disk.bytes[start + 512..start + 1024]
+        .iter()
+        .any(|b| *b != 0));
+    let wanted = store.cursor.wants_zeroing().unwrap();
+    assert_eq!((wanted.area, wanted.first), (0, 1));
+    assert_eq!(
+        store.cursor.plan(1, 512, 512),
+        Err(PlanError::NeedZeroed(wanted))
+    );
+    assert!(commit(&mut disk, &mut store, 31, 1 << 20, None));
+    check(&disk, &store);
+    assert_eq!(store.committed.len(), 32);
 }
 
 #[test]

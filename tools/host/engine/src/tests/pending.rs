@@ -2,18 +2,26 @@
 
 //! What is in flight against a plain list of it.
 
-use crate::pending::{Busy, Flight, ItemId, Kind, Phase, SnapId, Way};
+use crate::pending::{Busy, Flight, Full, ItemId, Kind, Phase, SnapId, Way};
 use crate::units::{Sector, Sectors};
 use kernel::host::{self, Fail};
 use proptest::prelude::*;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Read,
+    Exception(Kind, Phase),
+    MergeWrite,
+    Merge,
+    Stranded,
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Item {
     id: ItemId,
     snap: SnapId,
     range: Sectors,
-    /// None for a read.
-    exception: Option<(Kind, Phase)>,
+    state: State,
 }
 
 #[derive(Clone, Debug)]
@@ -27,7 +35,16 @@ enum Op {
         range: Sectors,
         kind: Kind,
     },
+    MergeWrite {
+        snap: u32,
+        range: Sectors,
+    },
+    Merge {
+        snap: u32,
+        range: Sectors,
+    },
     Advance(usize),
+    Strand(usize),
     End(usize),
 }
 
@@ -48,24 +65,33 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (0..SNAPS, range()).prop_map(|(snap, range)| Op::Read { snap, range }),
         3 => (0..SNAPS, range(), kind)
             .prop_map(|(snap, range, kind)| Op::Exception { snap, range, kind }),
+        2 => (0..SNAPS, range()).prop_map(|(snap, range)| Op::MergeWrite { snap, range }),
+        2 => (0..SNAPS, range()).prop_map(|(snap, range)| Op::Merge { snap, range }),
         3 => any::<usize>().prop_map(Op::Advance),
+        2 => any::<usize>().prop_map(Op::Strand),
         4 => any::<usize>().prop_map(Op::End),
     ]
 }
 
-/// The table at the head of `pending.rs`, by columns.
+/// What the head of `pending.rs` says of origin writes.
 fn holds_origin(item: &Item) -> bool {
-    !matches!(
-        item.exception,
-        Some((Kind::CopiedTransient, Phase::Filling))
-    )
+    match item.state {
+        State::Read => true,
+        State::Exception(kind, phase) => (kind, phase) != (Kind::CopiedTransient, Phase::Filling),
+        State::MergeWrite | State::Merge | State::Stranded => false,
+    }
 }
 
-fn ways(kind: Kind, phase: Phase) -> (Way, Way) {
-    match (kind, phase) {
-        (_, Phase::Volatile) => (Way::Cow, Way::Cow),
-        (Kind::CopiedTransient, Phase::Filling) => (Way::Wait, Way::Wait),
-        _ => (Way::Origin, Way::Wait),
+/// What it says of reads and writes of the item's own snapshot; nothing where the item does not
+/// concern them.
+fn ways(item: &Item) -> Option<(Way, Way)> {
+    match item.state {
+        State::Read | State::MergeWrite => None,
+        State::Exception(_, Phase::Volatile) => Some((Way::Cow, Way::Cow)),
+        State::Exception(Kind::CopiedTransient, Phase::Filling) => Some((Way::Wait, Way::Wait)),
+        State::Exception(..) => Some((Way::Origin, Way::Wait)),
+        State::Merge => Some((Way::Cow, Way::Wait)),
+        State::Stranded => Some((Way::Cow, Way::Fail)),
     }
 }
 
@@ -80,7 +106,12 @@ fn check(flight: &Flight, items: &[Item]) {
                 !there().any(holds_origin),
                 "{range:?}"
             );
-            let is_volatile = |i: &&Item| matches!(i.exception, Some((_, Phase::Volatile)));
+            assert_eq!(
+                flight.has_merge_write(range),
+                there().any(|i| i.state == State::MergeWrite),
+                "{range:?}"
+            );
+            let is_volatile = |i: &&Item| matches!(i.state, State::Exception(_, Phase::Volatile));
             let mut told: Vec<u32> = flight.volatile(range).map(|s| s.0).collect();
             let mut known: Vec<u32> = there().filter(is_volatile).map(|i| i.snap.0).collect();
             told.sort_unstable();
@@ -89,15 +120,14 @@ fn check(flight: &Flight, items: &[Item]) {
             for snap in (0..SNAPS).map(SnapId) {
                 let own = || there().filter(move |i| i.snap == snap);
                 let first = own()
-                    .filter(|i| i.exception.is_some())
+                    .filter(|i| ways(i).is_some())
                     .map(|i| i.range.start)
                     .min();
                 // Of several that begin at the same place any may be told.
                 let could_be: Vec<Busy> = own()
                     .filter(|i| Some(i.range.start) == first)
                     .filter_map(|i| {
-                        let (kind, phase) = i.exception?;
-                        let (read, write) = ways(kind, phase);
+                        let (read, write) = ways(i)?;
                         Some(Busy {
                             range: i.range,
                             read,
@@ -131,7 +161,7 @@ proptest! {
             }
             let started = match op {
                 Op::Read { snap, range } => {
-                    Some((snap, range, None, flight.start_read(SnapId(snap), range)))
+                    Some((snap, range, State::Read, flight.start_read(SnapId(snap), range)))
                 }
                 Op::Exception { snap, range, kind } => {
                     let phase = match kind {
@@ -139,13 +169,21 @@ proptest! {
                         _ => Phase::Reading,
                     };
                     let id = flight.start_exception(SnapId(snap), range, kind);
-                    Some((snap, range, Some((kind, phase)), id))
+                    Some((snap, range, State::Exception(kind, phase), id))
+                }
+                Op::MergeWrite { snap, range } => {
+                    let id = flight.start_merge_write(SnapId(snap), range);
+                    Some((snap, range, State::MergeWrite, id))
+                }
+                Op::Merge { snap, range } => {
+                    let id = flight.start_merge(SnapId(snap), range);
+                    Some((snap, range, State::Merge, id))
                 }
                 Op::Advance(which) => {
                     if let Some(len) = Some(items.len()).filter(|n| *n != 0) {
                         let item = &mut items[which % len];
-                        match item.exception.as_mut() {
-                            Some((_, phase)) => {
+                        match &mut item.state {
+                            State::Exception(_, phase) => {
                                 *phase = match phase {
                                     Phase::Reading => Phase::Filling,
                                     _ => Phase::Volatile,
@@ -153,11 +191,23 @@ proptest! {
                                 let touched = flight.advance(item.id, *phase);
                                 assert_eq!(touched, item.range);
                             }
-                            None => {
+                            _ => {
                                 let touched = flight.advance(item.id, Phase::Volatile);
-                                assert!(touched.is_empty(), "a read has no phases");
+                                assert!(touched.is_empty(), "only an exception has phases");
                             }
                         }
+                    }
+                    None
+                }
+                Op::Strand(which) => {
+                    let is_merge =
+                        |i: &&mut Item| matches!(i.state, State::Merge | State::Stranded);
+                    let mut merges: Vec<&mut Item> = items.iter_mut().filter(is_merge).collect();
+                    if let Some(len) = Some(merges.len()).filter(|n| *n != 0) {
+                        let item = &mut *merges[which % len];
+                        item.state = State::Stranded;
+                        // Done twice, it is the same.
+                        assert_eq!(flight.strand(item.id), item.range);
                     }
                     None
                 }
@@ -165,17 +215,19 @@ proptest! {
                     if let Some(len) = Some(items.len()).filter(|n| *n != 0) {
                         let item = items.swap_remove(which % len);
                         assert_eq!(flight.end(item.id), item.range);
-                        // A second end is not one.
+                        // What has ended does not end, or change, a second time.
                         assert!(flight.end(item.id).is_empty());
+                        assert!(flight.advance(item.id, Phase::Volatile).is_empty());
+                        assert!(flight.strand(item.id).is_empty());
                     }
                     None
                 }
             };
             host::fail(Fail::Never);
             match started {
-                Some((snap, range, exception, Ok(id))) => {
+                Some((snap, range, state, Ok(id))) => {
                     assert!(items.iter().all(|i| i.id != id));
-                    items.push(Item { id, snap: SnapId(snap), range, exception });
+                    items.push(Item { id, snap: SnapId(snap), range, state });
                 }
                 // Only when all room is taken and there is no memory.
                 Some((.., Err(_))) => assert!(no_memory && items.len() >= room),
@@ -189,4 +241,74 @@ proptest! {
         }
         check(&flight, &[]);
     }
+}
+
+#[test]
+fn the_life_of_a_batch() {
+    let sectors = |start, len| Sectors::new(Sector(start), len);
+    let (merging, other) = (SnapId(1), SnapId(2));
+    let mut flight = Flight::new(4).unwrap();
+    let ways = |flight: &Flight, range| {
+        let busy = flight.first_of(merging, range)?;
+        Some((busy.read, busy.write))
+    };
+
+    // A write to a chunk on the COW device holds the merge of that chunk, and nothing else.
+    let write = flight.start_merge_write(merging, sectors(8, 8)).unwrap();
+    assert!(flight.has_merge_write(sectors(15, 1)));
+    assert!(!flight.has_merge_write(sectors(16, 8)));
+    assert_eq!(ways(&flight, sectors(0, 64)), None);
+    assert!(flight.origin_may_write(sectors(0, 64)));
+
+    // From the claim on, writes wait, and reads go on. The write before is still under way.
+    let merge = flight.start_merge(merging, sectors(8, 16)).unwrap();
+    assert!(flight.has_merge_write(sectors(8, 16)));
+    assert_eq!(
+        ways(&flight, sectors(23, 8)),
+        Some((Way::Cow, Way::Wait)),
+        "to the last sector of it"
+    );
+    assert_eq!(ways(&flight, sectors(24, 8)), None);
+    assert_eq!(ways(&flight, sectors(0, 8)), None);
+    // The merge itself must be able to write there, as far as this batch is concerned.
+    assert!(flight.origin_may_write(sectors(0, 64)));
+    // Other snapshots are not concerned, but their reads hold the merge.
+    assert_eq!(flight.first_of(other, sectors(0, 64)), None);
+    let read = flight.start_read(other, sectors(16, 8)).unwrap();
+    assert!(!flight.origin_may_write(sectors(8, 16)));
+    assert_eq!(flight.end(read), sectors(16, 8));
+    assert_eq!(flight.end(write), sectors(8, 8));
+    assert!(!flight.has_merge_write(sectors(0, 64)));
+
+    // Nobody knows whether the record is gone: for good, writes fail.
+    let second = flight.start_merge(merging, sectors(32, 8)).unwrap();
+    assert_eq!(flight.strand(merge), sectors(8, 16));
+    assert_eq!(ways(&flight, sectors(8, 1)), Some((Way::Cow, Way::Fail)));
+    assert_eq!(ways(&flight, sectors(32, 1)), Some((Way::Cow, Way::Wait)));
+    assert!(flight.origin_may_write(sectors(0, 64)));
+    assert_eq!(flight.first_of(other, sectors(0, 64)), None);
+
+    // Of a range that touches both, the first counts.
+    let first = flight.first_of(merging, sectors(0, 64)).unwrap();
+    assert_eq!((first.range, first.write), (sectors(8, 16), Way::Fail));
+    assert_eq!(flight.end(second), sectors(32, 8));
+    assert_eq!(ways(&flight, sectors(32, 1)), None);
+}
+
+#[test]
+fn a_merge_waits_for_room_like_anything_else() {
+    let (id, range) = (SnapId(1), Sectors::new(Sector(0), 8));
+    let mut flight = Flight::new(4).unwrap();
+    host::fail(Fail::NoWait);
+    // The allocator may have given more room than was asked for.
+    let items: Vec<ItemId> = std::iter::from_fn(|| flight.start_merge_write(id, range).ok())
+        .take(100)
+        .collect();
+    assert!((4..100).contains(&items.len()));
+    assert_eq!(flight.start_merge(id, range), Err(Full));
+    assert_eq!(flight.start_merge_write(id, range), Err(Full));
+    flight.end(items[2]);
+    let merge = flight.start_merge(id, range);
+    host::fail(Fail::Never);
+    assert_eq!(merge, Ok(items[2]));
 }

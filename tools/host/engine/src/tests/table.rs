@@ -3,8 +3,8 @@
 //! Table lines and status texts, word for word.
 
 use crate::table::{
-    check_block_size, ArgError, Device, Features, OriginArgs, SnapshotArgs, Status, StoreType,
-    TableLine,
+    check_block_size, ArgError, Device, Features, Message, MessageError, OriginArgs, SnapshotArgs,
+    Status, StoreType, TableLine, WhenFull, ORIGIN_MESSAGES, SNAPSHOT_MESSAGES,
 };
 use crate::units::ChunkSize;
 use proptest::prelude::*;
@@ -85,6 +85,156 @@ fn each_bad_argument_is_named_with_what_is_wrong() {
     }
 }
 
+fn features(words: &str) -> Result<Features, String> {
+    with_args(&format!("a b P 8 {words}"), |args| {
+        let parsed = SnapshotArgs::parse(args);
+        parsed.map(|a| a.features).map_err(|e| e.to_string())
+    })
+}
+
+#[test]
+fn features_in_any_order_and_case() {
+    let all = Features {
+        discard_zeroes_cow: true,
+        discard_passdown_origin: true,
+        when_full: WhenFull::Queue,
+        low_water_mark: Some(100),
+    };
+    for (line, wanted) in [
+        ("0", Features::NONE),
+        (
+            "1 discard_zeroes_cow",
+            Features {
+                discard_zeroes_cow: true,
+                ..Features::NONE
+            },
+        ),
+        (
+            "1 Error_If_No_Space",
+            Features {
+                when_full: WhenFull::Fail,
+                ..Features::NONE
+            },
+        ),
+        (
+            "1 LOW_water_MARK:0007",
+            Features {
+                low_water_mark: Some(7),
+                ..Features::NONE
+            },
+        ),
+        (
+            "1 low_water_mark:18446744073709551615",
+            Features {
+                low_water_mark: Some(u64::MAX),
+                ..Features::NONE
+            },
+        ),
+        (
+            "4 discard_zeroes_cow discard_passdown_origin queue_if_no_space low_water_mark:100",
+            all,
+        ),
+        (
+            "4 low_water_mark:100 queue_if_no_space discard_passdown_origin discard_zeroes_cow",
+            all,
+        ),
+        (
+            "4 DISCARD_PASSDOWN_ORIGIN Queue_If_No_Space DISCARD_zeroes_COW low_water_mark:100",
+            all,
+        ),
+        // What is said twice is said.
+        (
+            "6 discard_zeroes_cow discard_passdown_origin queue_if_no_space low_water_mark:100 \
+             discard_passdown_origin discard_zeroes_cow",
+            all,
+        ),
+        (
+            "2 error_if_no_space error_if_no_space",
+            Features {
+                when_full: WhenFull::Fail,
+                ..Features::NONE
+            },
+        ),
+    ] {
+        assert_eq!(features(line), Ok(wanted), "{line}");
+    }
+}
+
+#[test]
+fn features_that_exclude_each_other_do_so_in_any_order() {
+    let text = "features 'queue_if_no_space' and 'error_if_no_space' exclude each other";
+    for line in [
+        "2 error_if_no_space queue_if_no_space",
+        "4 queue_if_no_space queue_if_no_space low_water_mark:1 ERROR_IF_NO_SPACE",
+    ] {
+        assert_eq!(features(line), Err(text.to_owned()), "{line}");
+    }
+    let text = "feature 'discard_passdown_origin' needs the feature 'discard_zeroes_cow'";
+    let line = "3 discard_passdown_origin error_if_no_space low_water_mark:1";
+    assert_eq!(features(line), Err(text.to_owned()));
+}
+
+#[test]
+fn messages() {
+    let parse = |line: &str, known| {
+        with_args(line, |args| {
+            Message::parse(args, known).map_err(|e: MessageError<'_>| e.to_string())
+        })
+    };
+    for (line, message) in [
+        ("stats", Message::Stats),
+        ("Reset_Stats", Message::ResetStats),
+        ("STATS", Message::Stats),
+    ] {
+        assert_eq!(parse(line, SNAPSHOT_MESSAGES), Ok(message));
+        assert_eq!(parse(line, ORIGIN_MESSAGES), Ok(message));
+    }
+    assert_eq!(parse("commit", SNAPSHOT_MESSAGES), Ok(Message::Commit));
+    assert_eq!(parse("COMMIT", SNAPSHOT_MESSAGES), Ok(Message::Commit));
+    for (line, known, text) in [
+        (
+            "commit",
+            ORIGIN_MESSAGES,
+            "message 'commit' is not known: allowed are stats, reset_stats",
+        ),
+        (
+            "stat",
+            SNAPSHOT_MESSAGES,
+            "message 'stat' is not known: allowed are stats, reset_stats, commit",
+        ),
+        (
+            "commits",
+            SNAPSHOT_MESSAGES,
+            "message 'commits' is not known: allowed are stats, reset_stats, commit",
+        ),
+        (
+            "",
+            SNAPSHOT_MESSAGES,
+            "wrong number of words in a message: 0 given, 1 needed",
+        ),
+        (
+            "stats now",
+            SNAPSHOT_MESSAGES,
+            "wrong number of words in a message: 2 given, 1 needed",
+        ),
+        (
+            "fly me away",
+            ORIGIN_MESSAGES,
+            "wrong number of words in a message: 3 given, 1 needed",
+        ),
+    ] {
+        assert_eq!(parse(line, known), Err(text.to_owned()));
+    }
+    // An empty word is a word.
+    let error = Message::parse([c""], ORIGIN_MESSAGES).unwrap_err();
+    assert_eq!(error, MessageError::Unknown(c"", ORIGIN_MESSAGES));
+    let error = Message::parse([c"st\n\xff"], ORIGIN_MESSAGES).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "message 'st\\n\\xff' is not known: allowed are stats, reset_stats"
+    );
+}
+
 #[test]
 fn what_is_not_printable_is_escaped() {
     let args = [c"a", c"b", c"P\n\xff", c"8"];
@@ -155,6 +305,10 @@ fn what_only_the_target_can_know_has_its_text_as_well() {
             ArgError::CowTooSmall(8, 24),
             "COW device is too small: it has 8 sectors, and at least 24 are needed",
         ),
+        (
+            ArgError::MergeTransient,
+            "a snapshot of store type N cannot be merged: it has no metadata to go by",
+        ),
     ] {
         assert_eq!(error.to_string(), text);
         assert!(!error.short().is_empty());
@@ -211,6 +365,39 @@ fn the_table_text_is_the_kernels() {
     assert_eq!(text(TableLine { store, ..LINE }), "254:11 254:12 PO 16");
     let store = StoreType::Transient;
     assert_eq!(text(TableLine { store, ..LINE }), "254:11 254:12 N 16");
+}
+
+#[test]
+fn the_table_text_ends_with_the_features() {
+    let text = |features: Features| {
+        let mut text = String::new();
+        TableLine { features, ..LINE }.table(&mut text).unwrap();
+        text.strip_prefix("254:11 254:12 P 16").unwrap().to_owned()
+    };
+    assert_eq!(text(Features::NONE), "");
+    let mut all = Features {
+        discard_zeroes_cow: true,
+        ..Features::NONE
+    };
+    assert_eq!(text(all), " 1 discard_zeroes_cow");
+    all.discard_passdown_origin = true;
+    // As the kernel's target shows these two.
+    assert_eq!(text(all), " 2 discard_zeroes_cow discard_passdown_origin");
+    all.low_water_mark = Some(0);
+    assert_eq!(
+        text(all),
+        " 3 discard_zeroes_cow discard_passdown_origin low_water_mark:0"
+    );
+    all.when_full = WhenFull::Queue;
+    assert_eq!(
+        text(all),
+        " 4 discard_zeroes_cow discard_passdown_origin queue_if_no_space low_water_mark:0"
+    );
+    let only = Features {
+        when_full: WhenFull::Fail,
+        ..Features::NONE
+    };
+    assert_eq!(text(only), " 1 error_if_no_space");
 }
 
 #[test]
@@ -276,6 +463,8 @@ proptest! {
             "[PONpon]{1,2}",
             "[a-z_]{0,10}",
             Just("discard_zeroes_cow".to_owned()),
+            "(queue|error)_if_no_space",
+            "low_water_mark:?.{0,3}".prop_filter("no NUL in a word", |w| !w.contains('\0')),
         ],
         0..8,
     )) {
@@ -287,18 +476,52 @@ proptest! {
         prop_assert_eq!(OriginArgs::parse(args()).is_ok(), words.len() == 1 && !words[0].is_empty());
     }
 
-    /// What `dmsetup table` shows can be loaded again.
+    /// What `dmsetup table` shows can be loaded again, and so can the same words in another order
+    /// and case.
     #[test]
-    fn a_table_text_is_a_line(shift in 0..22u32, which in 0..3usize) {
+    fn a_table_text_is_a_line(
+        shift in 0..22u32,
+        which in 0..3usize,
+        features in random_features(),
+        turn in 0..4usize,
+        cases: u64,
+    ) {
         let stores = [StoreType::Persistent, StoreType::PersistentOverflow, StoreType::Transient];
-        let line = TableLine { chunk_sectors: 1 << shift, store: stores[which], ..LINE };
+        let line = TableLine { chunk_sectors: 1 << shift, store: stores[which], features, ..LINE };
         let mut text = String::new();
         line.table(&mut text).unwrap();
-        with_args(&text, |args| {
+        let parse = |text: &str| with_args(text, |args| {
             let parsed = SnapshotArgs::parse(args).unwrap();
             assert_eq!((parsed.origin, parsed.cow), (line.origin, line.cow));
             assert_eq!(parsed.chunk_size.sectors(), line.chunk_sectors);
             assert_eq!((parsed.store, parsed.features), (line.store, line.features));
         });
+        parse(&text);
+        let mut words: Vec<String> = text.split(' ').map(str::to_owned).collect();
+        if let Some(features) = words.get_mut(5..) {
+            let count = features.len();
+            features.rotate_left(turn % count.max(1));
+            for (nth, c) in features.iter_mut().enumerate() {
+                *c = c.char_indices().map(|(i, c)| match (cases >> ((nth * 16 + i) % 64)) & 1 {
+                    0 => c,
+                    _ => c.to_ascii_uppercase(),
+                }).collect();
+            }
+        }
+        parse(&words.join(" "));
     }
+}
+
+/// All that a table line may say at its end.
+fn random_features() -> impl Strategy<Value = Features> {
+    let when_full = prop::sample::select(WhenFull::ALL.to_vec());
+    let low_water_mark = prop::option::of(prop_oneof![0..10u64, any::<u64>()]);
+    (0..3u32, when_full, low_water_mark).prop_map(|(discards, when_full, low_water_mark)| {
+        Features {
+            discard_zeroes_cow: discards > 0,
+            discard_passdown_origin: discards > 1,
+            when_full,
+            low_water_mark,
+        }
+    })
 }
