@@ -217,8 +217,8 @@ pub(crate) enum ArgError<'a> {
     SameDevice,
     /// The device cannot be opened; the code that came of it.
     CannotOpen(Device, &'a CStr, i32),
-    /// The COW device is read-only.
-    CowReadOnly(&'a CStr),
+    /// The device is read-only, and has to be written to.
+    ReadOnly(Device, &'a CStr),
     /// The COW device has so many sectors, and needs so many.
     CowTooSmall(u64, u64),
     /// A merge was asked for of a store without metadata.
@@ -308,8 +308,8 @@ impl ArgError<'_> {
                 device.name(),
                 shown(arg)
             ),
-            Self::CowReadOnly(arg) => {
-                write!(w, "COW device '{}' is read-only", shown(arg))
+            Self::ReadOnly(device, arg) => {
+                write!(w, "{} '{}' is read-only", device.name(), shown(arg))
             }
             Self::CowTooSmall(has, needs) => write!(
                 w,
@@ -353,7 +353,8 @@ impl ArgError<'_> {
             Self::SameDevice => c"COW device cannot be the same as origin device",
             Self::CannotOpen(Device::Origin, ..) => c"Cannot get origin device",
             Self::CannotOpen(Device::Cow, ..) => c"Cannot get COW device",
-            Self::CowReadOnly(_) => c"COW device is read-only",
+            Self::ReadOnly(Device::Origin, _) => c"Origin device is read-only",
+            Self::ReadOnly(Device::Cow, _) => c"COW device is read-only",
             Self::CowTooSmall(..) => c"COW device is too small",
             Self::MergeTransient => c"Snapshot exception store does not support snapshot-merge",
         }

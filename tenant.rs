@@ -354,22 +354,31 @@ fn open_devices(setup: &mut Setup<'_>, args: &SnapshotArgs<'_>, role: Role) -> R
     use table::Device::{Cow, Origin};
 
     let cannot_open = |device, name, e: Error| ArgError::CannotOpen(device, name, e.to_errno());
-    // The COW device comes first, since it is opened for more; see `Setup`.
-    let cow = setup.open_writable(args.cow).map_err(|e| match e {
-        // A read-only device can't be opened for writing, which is the reason to tell.
-        EACCES | EROFS | EPERM => refuse(setup, ArgError::CowReadOnly(args.cow)),
-        e => refuse(setup, cannot_open(Cow, args.cow, e)),
-    })?;
-    let origin = match role {
-        Role::Snapshot => setup.open_readable(args.origin),
-        Role::Merge => setup.open_writable(args.origin),
+    // A read-only device can't be opened for writing, which is the reason to tell.
+    let cannot_write = |device, name, e| match e {
+        EACCES | EROFS | EPERM => ArgError::ReadOnly(device, name),
+        e => cannot_open(device, name, e),
     };
-    let origin = origin.map_err(|e| refuse(setup, cannot_open(Origin, args.origin, e)))?;
+    // The COW device comes first, since it is opened for more; see `Setup`.
+    let cow = setup
+        .open_writable(args.cow)
+        .map_err(|e| refuse(setup, cannot_write(Cow, args.cow, e)))?;
+    let origin = match role {
+        Role::Snapshot => setup
+            .open_readable(args.origin)
+            .map_err(|e| refuse(setup, cannot_open(Origin, args.origin, e)))?,
+        Role::Merge => setup
+            .open_writable(args.origin)
+            .map_err(|e| refuse(setup, cannot_write(Origin, args.origin, e)))?,
+    };
     if origin.number() == cow.number() {
         return Err(refuse(setup, ArgError::SameDevice));
     }
     if cow.is_read_only() {
-        return Err(refuse(setup, ArgError::CowReadOnly(args.cow)));
+        return Err(refuse(setup, ArgError::ReadOnly(Cow, args.cow)));
+    }
+    if role == Role::Merge && origin.is_read_only() {
+        return Err(refuse(setup, ArgError::ReadOnly(Origin, args.origin)));
     }
     for (device, which) in [(&origin, Origin), (&cow, Cow)] {
         table::check_block_size(args.chunk_size, which, device.logical_block_size())

@@ -298,7 +298,7 @@ fn what_only_the_target_can_know_has_its_text_as_well() {
             "COW device '/dev/x' cannot be opened: error -16",
         ),
         (
-            ArgError::CowReadOnly(c"/dev/x"),
+            ArgError::ReadOnly(Device::Cow, c"/dev/x"),
             "COW device '/dev/x' is read-only",
         ),
         (
