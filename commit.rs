@@ -89,7 +89,8 @@ pub(crate) enum Urgency {
 /// Writes of many jobs come in bunches, and so do the copies for them. If the first copy of a bunch
 /// that ends made a commit begin, all others would wait for two: for that one, which carries a
 /// single record, and for their own. So it waits until those have ended that were being written
-/// to the same device at that moment. It never waits for any that begin later.
+/// to the same device at that moment, if there is not a block full of records by then. It never
+/// waits for any that begin later.
 struct Waves {
     /// How many are under way of either wave.
     running: [u64; 2],
@@ -239,7 +240,10 @@ impl Live {
         if waiting >= MAX_DELAYED || self.guards() == Health::Invalid {
             return self.commit_now();
         }
+        // So many fill blocks of their own: nothing is saved by waiting for more.
+        let is_full = self.persistent().is_some_and(|s| waiting >= s.records_of_block());
         match urgency {
+            Urgency::Soon if is_full => self.commit_now(),
             Urgency::Later => self.start_timer(),
             Urgency::Now => self.commit_now(),
             Urgency::Soon => {

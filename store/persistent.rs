@@ -140,6 +140,11 @@ impl Persistent {
         self.block as usize
     }
 
+    /// How many records a block takes.
+    pub(crate) fn records_of_block(&self) -> u64 {
+        u64::from(self.block) / RECORD_BYTES as u64
+    }
+
     /// See [`super::Store::alloc`].
     pub(super) fn alloc(&self, want: u64, sectors: u64) -> Result<Chunks, NoChunk> {
         let mut state = self.state.lock();
