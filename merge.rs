@@ -37,7 +37,10 @@ impl Target for MergeTarget {
         let tenant = Tenant::new(registry, setup, args, Role::Merge)?;
         tenant.origin.add_member(tenant.id, setup.handle())?;
         setup.want_two_flushes();
-        setup.pass_discards();
+        // None goes to the COW device, so it does not matter whether that takes them.
+        if tenant.devices.origin.takes_discards() {
+            setup.want_discards();
+        }
         Ok(Self(tenant))
     }
 
