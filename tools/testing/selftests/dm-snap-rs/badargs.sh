@@ -78,6 +78,42 @@ test_number_of_arguments() {
 	all_right
 }
 
+test_features() {
+	local f
+	devices
+	bad 'discard_passdown_origin' "$(args "$dev $cow P 16 1 discard_passdown_origin")" "passdown alone"
+	good "$(args "$dev $cow P 16 2 discard_passdown_origin discard_zeroes_cow")" "both, in the other order"
+	if ! on_c; then
+		bad 'queue_if_no_space.*error_if_no_space.*exclude' \
+			"$(args "$dev $cow P 16 2 queue_if_no_space error_if_no_space")" "two policies"
+		bad 'queue_if_no_space.*error_if_no_space.*exclude' \
+			"$(args "$dev $cow N 16 3 error_if_no_space low_water_mark:1 queue_if_no_space")" "two policies"
+		for f in low_water_mark: low_water_mark:x low_water_mark:-1 low_water_mark:7x low_water_mark:0x7 \
+			low_water_mark:1.5 low_water_mark:18446744073709551616; do
+			bad "feature '$f' has no number" "$(args "$dev $cow P 16 1 $f")" "$f"
+		done
+		for f in low_water_mark low_water_marc:7 queue_if_no_spac queue_if_no_space1 no_space; do
+			bad "feature '$f' is not known: allowed are .*low_water_mark" "$(args "$dev $cow P 16 1 $f")" "$f"
+		done
+		good "$(args "$dev $cow P 16 1 low_water_mark:18446744073709551615")" "the largest mark"
+		good "$(args "$dev $cow N 16 2 low_water_mark:0 QUEUE_IF_NO_SPACE")" "a mark of none"
+	fi
+	bad 'argument|feature' "$(args "$dev $cow P 16 0 discard_zeroes_cow")" "a feature more than told"
+	bad 'argument|feature' "$(args "$dev $cow P 16 18446744073709551616 discard_zeroes_cow")" "a huge number of them"
+	all_right
+}
+
+test_arguments_of_a_merge() {
+	local T_SNAP=$T_MERGE
+	devices
+	bad 'argument' "$(args "$dev $cow P")" "three arguments"
+	bad 'chunk size' "$(args "$dev $cow P 17")" "chunk size 17"
+	bad 'COW device.*origin|origin.*COW device|same' "$(args "$dev $dev P 16")" "the same device"
+	bad 'merge' "$(args "$dev $cow N 16")" "a store without metadata"
+	on_c || bad 'feature' "$(args "$dev $cow P 16 1 no_such_feature")" "an unknown feature"
+	all_right
+}
+
 test_arguments_of_the_origin() {
 	devices
 	bad 'argument' "0 16384 $T_ORIGIN" "no arguments"

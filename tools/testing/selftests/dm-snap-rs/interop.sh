@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # A COW device that the C target wrote is opened here, and the other way round,
-# again and again, with random writes to both sides in between.
+# again and again, with random writes to both sides in between; and what the one
+# has begun, the other merges.
 
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -108,5 +109,164 @@ test_an_invalid_snapshot_of_the_other_target() {
 		dm_remove snap small
 	done
 }
+
+# ---------------------------------------------------------------------------
+# Merging what the other has written
+
+# by TARGET - as use_targets; all are C's own when the tests run on those.
+by() {
+	if on_c; then use_targets c; else use_targets "$1"; fi
+}
+
+cow_py() {
+	python3 "$LIB_DIR/cow.py" "$@"
+}
+
+# pair DEV-MIB COW-MIB - DEV with a pattern, and COW.
+pair() {
+	dev=$(blk_create "$1")
+	cow=$(blk_create "$2")
+	pattern "$dev" 3
+}
+
+# written_by TARGET CHUNK COUNT - the target itself makes all the exceptions, from
+# one write to ORIGIN each.
+written_by() {
+	by "$1"
+	origin_create origin "$dev"
+	snap_add origin snap "$dev" "$cow" P "$2"
+	SUM=$(digest "$(path snap)")
+	python3 "$LIB_DIR/model.py" touch "$(path origin)" "$2" "$3" 5
+	equal "$(digest "$(path snap)")" "$SUM" "SNAP, written by $1"
+	dm_remove snap origin
+	equal "$(cow_py check "$cow" "$(sectors "$dev")")" "$3 valid" "the records of $1"
+}
+
+# continued_by TARGET CHUNK - both sides are written at random.
+continued_by() {
+	by "$1"
+	origin_create origin "$dev"
+	snap_add origin snap "$dev" "$cow" P "$2"
+	equal "$(digest "$(path snap)")" "$SUM" "SNAP, opened by $1"
+	python3 "$LIB_DIR/model.py" run --seed 9 --ops 40 --max-io 131072 \
+		--origin "$(path origin)" --snap "$(path snap)="
+	SUM=$(digest "$(path snap)")
+	dm_remove snap origin
+	equal "$(cow_py digest "$cow" "$dev")" "$SUM" "SNAP by the format"
+}
+
+# merged_by TARGET CHUNK - the origin shows the snapshot at once, and DEV in the end.
+merged_by() {
+	by "$1"
+	merge_create origin "$dev" "$cow" P "$2"
+	equal "$(digest "$(path origin)")" "$SUM" "ORIGIN, while $1 merges"
+	wait_merged origin
+	equal "$(digest "$(path origin)")" "$SUM" "ORIGIN, merged by $1"
+	dm_remove origin
+	equal "$(digest "$dev")" "$SUM" "DEV, merged by $1"
+	equal "$(cow_py check "$cow" "$(sectors "$dev")")" "0 valid" "the records that $1 left"
+}
+
+# used_again_by TARGET CHUNK - an emptied COW device is that of a new snapshot.
+used_again_by() {
+	by "$1"
+	snap_create snap "$dev" "$cow" P "$2"
+	equal "$(digest "$(path snap)")" "$SUM" "SNAP of the emptied COW, opened by $1"
+	matches "$(status snap)" "^$(($2 * 2))/[0-9]+ $(($2 * 2))\$" "its status"
+	dm_remove snap
+}
+
+# merge_of COUNT DEV-MIB COW-MIB WRITER OTHER - WRITER makes the exceptions, OTHER
+# goes on, WRITER merges, OTHER uses what is left.
+merge_of() {
+	pair "$2" "$3"
+	written_by "$4" 8 "$1"
+	continued_by "$5" 8
+	merged_by "$4" 8
+	used_again_by "$5" 8
+}
+
+# made COUNT CHUNK DEV-MIB COW-MIB FIRST SECOND [OPTION]... - as merge_of, but the
+# exceptions are made by no target.  FIRST goes on, SECOND merges.
+made() {
+	local count=$1 chunk=$2
+	pair "$3" "$4"
+	cow_py make "$cow" "$(sectors "$dev")" --chunk "$chunk" --count "$count" --seed 4 "${@:7}"
+	SUM=$(cow_py digest "$cow" "$dev")
+	continued_by "$5" "$chunk"
+	merged_by "$6" "$chunk"
+	used_again_by "$5" "$chunk"
+}
+
+test_1_exception_merged() { merge_of 1 8 16 c rs; remove_all; merge_of 1 8 16 rs c; }
+
+test_300_exceptions_of_c_merged() { merge_of 300 8 16 c rs; }
+
+test_300_exceptions_of_rust_merged() { merge_of 300 8 16 rs c; }
+
+test_10000_exceptions_of_c_merged() { merge_of 10000 64 60 c rs; }
+
+test_10000_exceptions_of_rust_merged() { merge_of 10000 64 60 rs c; }
+
+test_100000_exceptions_merged_by_rust() { made 100000 2 128 130 c rs --run 20; }
+
+test_100000_exceptions_merged_by_c() { made 100000 2 128 130 rs c --run 20; }
+
+test_holes_of_a_crash_merged_by_rust() { made 2500 8 24 24 c rs --hole 7; }
+
+test_holes_of_a_crash_merged_by_c() { made 2500 8 24 24 rs c --hole 7; }
+
+test_full_areas_merged() {
+	local count first second
+	for count in 256 512; do
+		while read -r first second; do
+			pair 8 16
+			cow_py make "$cow" "$(sectors "$dev")" --chunk 8 --count "$count" --seed "$count"
+			SUM=$(cow_py digest "$cow" "$dev")
+			by "$first"
+			snap_create snap "$dev" "$cow" P 8
+			equal "$(digest "$(path snap)")" "$SUM" "SNAP, opened by $first"
+			dm_remove snap
+			merged_by "$second" 8
+			remove_all
+		done <<<$'c rs\nrs c'
+	done
+}
+
+# relay FIRST SECOND - FIRST begins to merge, SECOND goes on, FIRST ends it.
+relay() {
+	local disk t last
+	disk=$(blk_create 24 cache_size=1)
+	cow=$(blk_create 24)
+	hold_create dev "$disk"
+	dev=$(path dev)
+	pattern "$dev" 3
+	cow_py make "$cow" "$(sectors "$dev")" --chunk 8 --count 3000 --seed 4
+	SUM=$(cow_py digest "$cow" "$dev")
+	last=3000
+	for t in "$1" "$2"; do
+		by "$t"
+		merge_create origin "$dev" "$cow" P 8
+		wait_for 60 less_left $((last * 8)) || fail "$t does not merge"
+		stepping dm_remove origin
+		last=$(cow_py count "$cow")
+		note "$last records left by $t"
+		((last > 0)) || fail "nothing is left by $t"
+		equal "$(cow_py digest "$cow" "$dev")" "$SUM" "SNAP by the format, as $t left it"
+	done
+	hold_end
+	merged_by "$1" 8
+}
+
+# less_left SECTORS - takes a step; true when the merge has less than this before it.
+less_left() {
+	hold_step
+	merge_left origin
+	((LEFT < $1))
+}
+
+test_begun_by_c_and_gone_on_by_rust() { relay c rs; }
+
+test_begun_by_rust_and_gone_on_by_c() { relay rs c; }
 
 run_tests "$@"

@@ -39,13 +39,16 @@ LOAD=${DM_SNAP_RS_LOAD:-1}
 PREFIX=dsr-
 NULLB=/sys/kernel/config/nullb
 
-# The targets that snap_create and origin_create use; use_targets changes them.
-# A target's name has 15 characters at most.
+# The targets that snap_create, origin_create and merge_create use; use_targets
+# changes them.  A target's name has 15 characters at most.
 if [ -z "$SUFFIX" ]; then
-	T_SNAP=snapshot T_ORIGIN=snapshot-origin
+	T_SNAP=snapshot T_ORIGIN=snapshot-origin T_MERGE=snapshot-merge
 else
-	T_SNAP=snapshot$SUFFIX T_ORIGIN=snap-origin$SUFFIX
+	T_SNAP=snapshot$SUFFIX T_ORIGIN=snap-origin$SUFFIX T_MERGE=snap-merge$SUFFIX
 fi
+
+# Not empty when the Rust module is to have the kernel's names: use_standard_names.
+STANDARD=
 
 TMP=$(mktemp -d "${TMPDIR:-/tmp}/dm-snap-rs.XXXXXX")
 BAILED=
@@ -228,6 +231,8 @@ at_exit() {
 	# of the script, whose files are not its own to remove.
 	((BASHPID == $$)) || exit "$rc"
 	remove_all >/dev/null 2>&1
+	# The next script loads the module as it needs it.
+	[ -z "$STANDARD" ] || on_c || rmmod dm_snap_rs
 	rm -rf "$TMP"
 	exit "$rc"
 }
@@ -288,12 +293,39 @@ load_targets() {
 			return 1
 		}
 	fi
-	if on_c; then load_c; else load_rs; fi
+	if on_c; then load_c; elif [ -n "$STANDARD" ]; then load_standard; else load_rs; fi
 }
 
 # unload_targets - unloads the module under test; nothing may use it any more.
 unload_targets() {
 	if on_c; then rmmod dm_snapshot; else rmmod dm_snap_rs; fi
+}
+
+# use_standard_names - to be called before run_tests: the script is about the
+# targets by the names that the kernel's own have, and so the Rust module is
+# loaded with standard_names=1, alone.
+use_standard_names() {
+	STANDARD=1
+	T_SNAP=snapshot T_ORIGIN=snapshot-origin T_MERGE=snapshot-merge
+}
+
+# load_standard - loads the Rust module under the standard names; what is loaded
+# of it or of the C targets has to go before.
+load_standard() {
+	local ko m
+	ko=$(find_module) || {
+		echo "no dm_snap_rs.ko"
+		return 1
+	}
+	for m in dm_snapshot dm_snap_rs; do
+		[ ! -d "/sys/module/$m" ] || rmmod "$m" || return 1
+	done
+	insmod "$ko" standard_names=1 || return 1
+	# An unknown parameter is no error of insmod.
+	have_target snapshot || {
+		echo "this dm_snap_rs.ko does not know standard_names=1"
+		return 1
+	}
 }
 
 # use_targets c|rs - chooses the targets for what this test creates from now on,
@@ -302,11 +334,11 @@ use_targets() {
 	case $1 in
 	c)
 		load_c || skip "no C snapshot target here"
-		T_SNAP=snapshot T_ORIGIN=snapshot-origin
+		T_SNAP=snapshot T_ORIGIN=snapshot-origin T_MERGE=snapshot-merge
 		;;
 	rs)
 		load_rs || skip "no dm_snap_rs.ko here"
-		T_SNAP=snapshot-rs T_ORIGIN=snap-origin-rs
+		T_SNAP=snapshot-rs T_ORIGIN=snap-origin-rs T_MERGE=snap-merge-rs
 		;;
 	esac
 }
@@ -410,7 +442,7 @@ settle() {
 }
 
 # io_count DEVICE FIELD - prints a counter of the block layer: reads,
-# read_sectors, writes, write_sectors or flushes.
+# read_sectors, writes, write_sectors, discards, discard_sectors or flushes.
 io_count() {
 	local stat n
 	case $2 in
@@ -418,6 +450,8 @@ io_count() {
 	read_sectors) n=2 ;;
 	writes) n=4 ;;
 	write_sectors) n=6 ;;
+	discards) n=11 ;;
+	discard_sectors) n=13 ;;
 	flushes) n=15 ;;
 	*) fail "io_count: no field $2" ;;
 	esac
@@ -432,7 +466,7 @@ io_mark() {
 	local d f
 	for d in "$@"; do
 		settle "$d"
-		for f in reads read_sectors writes write_sectors flushes; do
+		for f in reads read_sectors writes write_sectors discards discard_sectors flushes; do
 			IO_MARK[$d.$f]=$(io_count "$d" $f)
 		done
 	done
@@ -547,6 +581,24 @@ snap_create() {
 	dm_create "$1" "$(snap_table "${@:2}")"
 }
 
+# merge_table DEVICE COW STORE CHUNK [FEATURE]... - prints the table of a merge
+# target.
+merge_table() {
+	local T_SNAP=$T_MERGE
+	snap_table "$@"
+}
+
+# merge_create NAME DEVICE COW STORE CHUNK [FEATURE]...
+merge_create() {
+	dm_create "$1" "$(merge_table "${@:2}")"
+}
+
+# merge_reload NAME DEVICE COW STORE CHUNK [FEATURE]... - an existing device, that
+# of the origin, begins to merge.
+merge_reload() {
+	dm_load "$1" "$(merge_table "${@:2}")" && dm_resume "$1"
+}
+
 # snap_add ORIGIN-NAME NAME DEVICE COW STORE CHUNK - a snapshot in the order
 # that is right for every target: the origin is suspended while it is created.
 snap_add() {
@@ -573,6 +625,26 @@ status_is() {
 	[ "$(status "$1")" = "$2" ]
 }
 
+# merge_left NAME - puts into LEFT how many sectors of COW a merge still has to
+# do away with; it has finished at 0.  Fails when it never will.
+merge_left() {
+	local text
+	text=$(status "$1")
+	[[ $text =~ ^([0-9]+)/[0-9]+\ ([0-9]+)$ ]] || fail "the merge of $1 has ended with '$text'"
+	LEFT=$((BASH_REMATCH[1] - BASH_REMATCH[2]))
+}
+
+# wait_merged NAME [SECONDS] - waits until everything is merged.
+wait_merged() {
+	local end=$((SECONDS + ${2:-120}))
+	merge_left "$1"
+	until ((LEFT == 0)); do
+		((SECONDS < end)) || fail "$1 is not merged in time: $(status "$1")"
+		sleep 0.1
+		merge_left "$1"
+	done
+}
+
 # table NAME - prints the table line.
 table() {
 	dmsetup table "$PREFIX$1"
@@ -581,6 +653,84 @@ table() {
 # new_cow DEVICE - makes a used COW device a new one: its header is wiped.
 new_cow() {
 	dd if=/dev/zero of="$1" bs=64K count=1 oflag=direct status=none
+}
+
+# ---------------------------------------------------------------------------
+# A merge that goes on by steps
+
+# A merge flushes DEV before it takes records away.  So it can be stopped there for
+# as long as a test likes, however slow the machine is.
+
+# hold_create NAME DISK - a device on DISK, all flushes of which are held.  Without a
+# volatile cache on DISK there would be none: blk_create MIB cache_size=1.
+hold_create() {
+	HOLD_NAME=$1 HOLD_DISK=$2
+	dm_create "$1" "$(hold_table 3600000)"
+}
+
+# hold_table MS - prints the table of the device when a flush takes so long.
+hold_table() {
+	echo "0 $(sectors "$HOLD_DISK") delay $HOLD_DISK 0 0 $HOLD_DISK 0 0 $HOLD_DISK 0 $1"
+}
+
+# hold_step - lets go the flushes that are held; those that come later are held.
+hold_step() {
+	dm_load "$HOLD_NAME" "$(hold_table 3600000)"
+	dm_resume "$HOLD_NAME"
+}
+
+# hold_end - no flush is held any more.
+hold_end() {
+	dm_load "$HOLD_NAME" "$(hold_table 0)"
+	dm_resume "$HOLD_NAME"
+}
+
+# stepping COMMAND... - runs a command that waits for flushes, and takes as many
+# steps meanwhile as it needs.
+stepping() {
+	local pid
+	"$@" &
+	pid=$!
+	while kill -0 "$pid" 2>/dev/null; do
+		sleep 0.3
+		hold_step
+	done
+	wait "$pid"
+}
+
+# ---------------------------------------------------------------------------
+# Verified load in the background
+
+# start_load NAME [OPTION]... - random I/O on the device of an origin or a merge, by
+# model.py, until stop_load.
+start_load() {
+	local seed=$RANDOM
+	LOAD_DEV=$(path "$1")
+	shift
+	note "seed $seed"
+	rm -f "$TMP/stop"
+	python3 "$LIB_DIR/model.py" run --seed "$seed" --ops 10000000 --max-io 131072 \
+		--stop "$TMP/stop" --origin "$LOAD_DEV" "$@" &
+	LOAD_PID=$!
+	still_loading
+}
+
+# load_moved - true when the device was written since still_loading began.
+load_moved() {
+	(($(io_count "$LOAD_DEV" writes) > LOAD_BEFORE))
+}
+
+# still_loading - waits until the load has gone on: it does not hang.
+still_loading() {
+	LOAD_BEFORE=$(io_count "$LOAD_DEV" writes)
+	wait_for 60 load_moved || fail "the load does not go on"
+	kill -0 "$LOAD_PID" || fail "the load has ended"
+}
+
+# stop_load - ends the load; all of every device is compared with the model.
+stop_load() {
+	touch "$TMP/stop"
+	wait "$LOAD_PID" || fail "the load found wrong data"
 }
 
 # ---------------------------------------------------------------------------
@@ -649,7 +799,8 @@ remove_dm() {
 }
 
 # remove_all - unmounts and removes all that the tests made.  False, with a line
-# for each, when something cannot be removed.
+# for each, when something cannot be removed.  A script may define remove_first,
+# for what has to go before the devices.
 remove_all() {
 	local m mounts f file d all=() rc=0
 	mounts=$(awk -v p="$TMP/" 'index($2, p) == 1 { print $2 }' /proc/mounts | tac)
@@ -657,6 +808,7 @@ remove_all() {
 	for m in $mounts; do
 		timeout 30 umount "$m" || umount -l "$m"
 	done
+	! declare -F remove_first >/dev/null || remove_first
 	remove_dm || return 1
 	for f in /sys/class/block/loop*/loop/backing_file; do
 		[ -e "$f" ] || continue

@@ -8,12 +8,19 @@ model.py digest DEVICE [OFFSET COUNT]
     Prints a checksum of COUNT sectors from sector OFFSET, read directly.
 model.py sequential read|write DEVICE MIB [OFFSET]
     Direct I/O of 1 MiB from sector OFFSET on, each from memory in one piece.
+model.py touch DEVICE CHUNK COUNT SEED
+    Writes a sector in each of COUNT chunks of CHUNK sectors, at random places.
 model.py run --seed N --origin DEVICE [--snap DEVICE=COMMAND]... [options]
     Concurrent jobs read and write an origin and its snapshots at random, while
     a model in memory keeps what each device must show.  COMMAND creates the
     snapshot; the moments are spread over the run.  When COMMAND is empty the
     snapshot exists already.  Every read is compared, and in the end all of
     every device is.
+
+    With --discard DEVICE:CHUNK some writes of this device are discards: on an
+    origin, of any CHUNK, the place shows zeroes afterwards; on a snapshot with
+    chunks of CHUNK sectors, chunks that it has saved do, and others stay as they
+    were.  It must be a new snapshot then.  All I/O is direct.
 """
 
 import argparse
@@ -22,6 +29,7 @@ import fcntl
 import mmap
 import os
 import random
+import struct
 import subprocess
 import sys
 import threading
@@ -30,6 +38,7 @@ import zlib
 SECTOR = 512
 PAGE = 4096
 MIB = 1 << 20
+BLKDISCARD = 0x1277
 BLKFLSBUF = 0x1261
 BLKGETSIZE64 = 0x80081272
 
@@ -93,6 +102,10 @@ class Device:
             raise Mismatch(f"{path} has a wrong size")
         self.view = memoryview(image)
         self.busy = []
+        # With discards: the bytes of a chunk, and the chunks that a snapshot has
+        # saved.
+        self.chunk = None
+        self.saved = set()
 
     @classmethod
     def existing(cls, path):
@@ -106,6 +119,14 @@ class Device:
     def overlaps(self, start, end):
         """True when something is in flight there."""
         return any(start < e and s < end for s, e in self.busy)
+
+    def chunks_of(self, start, end):
+        """The numbers of the chunks that a range touches."""
+        return range(start // self.chunk, -(-end // self.chunk))
+
+    def discard(self, offset, size):
+        """Discards a range."""
+        fcntl.ioctl(self.direct, BLKDISCARD, struct.pack("QQ", offset, size))
 
     def drop_cache(self):
         """Writes out and forgets what the page cache holds of the device."""
@@ -174,6 +195,37 @@ class Run:
                 device.busy.append(held)
                 return device, offset, size, held
 
+    def claim_discard(self, device, offset, size, held):
+        """Makes a claim that of a discard; None when something else is in flight
+        on whole chunks there.  What a snapshot shows afterwards depends on what
+        the origin has written before, so that has to wait as well."""
+        chunks = device.chunks_of(offset, offset + size)
+        whole = (chunks.start * device.chunk, chunks.stop * device.chunk)
+        device.busy.remove(held)
+        if any(d.overlaps(*whole) for d in (device, self.origin)):
+            device.busy.append(held)
+            return None
+        for side in {device, self.origin}:
+            side.busy.append(whole)
+        return whole
+
+    def finish(self, device, offset, size, data):
+        """The model of a write that has ended; without data, of a discard."""
+        end = offset + size
+        if data is not None:
+            device.view[offset:end] = data
+        elif device is self.origin:
+            device.view[offset:end] = bytes(size)
+        else:
+            for chunk in device.saved.intersection(device.chunks_of(offset, end)):
+                start = max(offset, chunk * device.chunk)
+                stop = min(end, (chunk + 1) * device.chunk)
+                device.view[start:stop] = bytes(stop - start)
+            return
+        for side in self.devices[1:] if device is self.origin else [device]:
+            if side.chunk:
+                side.saved.update(side.chunks_of(offset, end))
+
     def job(self, number):
         """One stream of reads and writes."""
         rng = random.Random(self.args.seed * 100 + number)
@@ -185,8 +237,11 @@ class Run:
                 self.started += 1
                 self.advanced.notify_all()
                 write = rng.random() < 0.65
-                buffered = rng.random() < 0.3
+                buffered = rng.random() < 0.3 and not self.args.discard
                 device, offset, size, held = self.claim(rng)
+                whole = None
+                if write and device.chunk and rng.random() < 0.3:
+                    whole = self.claim_discard(device, offset, size, held)
                 source = rng.randrange(0, (len(self.pool) - size) // SECTOR) * SECTOR
                 data = self.pool[source:source + size]
                 if write and device is self.origin and self.unsure is not None:
@@ -194,7 +249,9 @@ class Run:
                 if write and device is self.origin:
                     self.in_flight[number] = (offset, data)
             try:
-                if write:
+                if whole:
+                    device.discard(offset, size)
+                elif write:
                     write_all(device.buffered if buffered else device.direct,
                               data, offset)
                 else:
@@ -216,9 +273,10 @@ class Run:
                 return
             with self.lock:
                 if write:
-                    device.view[offset:offset + size] = data
+                    self.finish(device, offset, size, None if whole else data)
                 self.in_flight.pop(number, None)
-                device.busy.remove(held)
+                for side in {device, self.origin} if whole else {device}:
+                    side.busy.remove(whole or held)
 
     def create(self, path, command):
         """Creates a snapshot while the jobs go on, and learns what it froze.
@@ -275,6 +333,11 @@ class Run:
                 later.append((path, command))
             else:
                 self.devices.append(Device.existing(path))
+        for spec in args.discard:
+            path, _, chunk = spec.rpartition(":")
+            for device in self.devices:
+                if device.path == path:
+                    device.chunk = int(chunk) * SECTOR
         jobs = [threading.Thread(target=self.job, args=(n,), daemon=True)
                 for n in range(args.jobs)]
         for thread in jobs:
@@ -375,6 +438,34 @@ def sequential(args):
     os.close(fd)
 
 
+def touch(args):
+    """The touch command."""
+    fd = os.open(args.device, os.O_RDWR | os.O_DIRECT)
+    chunks = device_size(fd) // SECTOR // args.chunk
+    places = random.Random(args.seed).sample(range(chunks), args.count)
+    data = buffer(SECTOR * 64)
+    data[:] = random.Random(args.seed).randbytes(len(data))
+    failed = []
+
+    def some(first):
+        try:
+            for index in range(first, len(places), 8):
+                source = index % 64 * SECTOR
+                write_all(fd, data[source:source + SECTOR],
+                          places[index] * args.chunk * SECTOR)
+        except (OSError, Mismatch) as error:
+            failed.append(error)
+
+    jobs = [threading.Thread(target=some, args=(first,)) for first in range(8)]
+    for thread in jobs:
+        thread.start()
+    for thread in jobs:
+        thread.join()
+    os.close(fd)
+    if failed:
+        sys.exit(f"{args.device}: {failed[0]}")
+
+
 def main():
     """Reads the command line."""
     parser = argparse.ArgumentParser()
@@ -392,6 +483,10 @@ def main():
     sub.add_argument("device")
     sub.add_argument("mib", type=int)
     sub.add_argument("offset", type=int, nargs="?", default=0)
+    sub = commands.add_parser("touch")
+    sub.add_argument("device")
+    for name in "chunk", "count", "seed":
+        sub.add_argument(name, type=int)
     sub = commands.add_parser("run")
     sub.add_argument("--seed", type=int, required=True)
     sub.add_argument("--ops", type=int, default=400)
@@ -401,8 +496,10 @@ def main():
     sub.add_argument("--origin", required=True)
     sub.add_argument("--snap", action="append", default=[],
                      metavar="DEVICE=COMMAND")
+    sub.add_argument("--discard", action="append", default=[],
+                     metavar="DEVICE:CHUNK")
     args = parser.parse_args()
-    plain = {"fill": fill, "digest": digest, "sequential": sequential}
+    plain = {"fill": fill, "digest": digest, "sequential": sequential, "touch": touch}
     if args.command in plain:
         plain[args.command](args)
     else:

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # run.sh [SCRIPT]... - runs the named test scripts, or all that are here, prints
-# their KTAP one after the other, and how long each took. The last line is
+# their KTAP one after the other, and how long each took. --list only lists them.
+# The last line is
 #
 #	# totals: pass:N fail:N skip:N
 #
@@ -13,10 +14,16 @@
 set -uo pipefail
 cd "$(dirname "$0")" || exit 1
 
+# All that run tests of their own, without arguments.
+all() { grep -lE '^[a-z]+_tests "[$]@"$' ./*.sh | sed 's|^[.]/||'; }
+
+if [ "${1:-}" = --list ]; then
+	all
+	exit
+fi
 if (($# == 0)); then
-	# All that run tests of their own, without arguments.
-	mapfile -t all <<<"$(grep -lE '^[a-z]+_tests "[$]@"$' ./*.sh)"
-	set -- "${all[@]}"
+	mapfile -t scripts <<<"$(all)"
+	set -- "${scripts[@]}"
 fi
 
 pass=0 fail=0 skip=0
