@@ -52,6 +52,17 @@ vm-shell: all
 host-test:
 	@tools/build/in-root cargo test --manifest-path tools/host/Cargo.toml
 
+.PHONY: snaprs
+snaprs:
+	@tools/snaprs/build
+
+# CASES: names or patterns of cases, for instance 'seq-* cpu'; else all.
+.PHONY: bench bench-gate
+bench:
+	@set -f; tools/bench/run $(CASES)
+bench-gate:
+	@tools/bench/gate
+
 .PHONY: lint fmt doc
 lint fmt doc:
 	@tools/build/$@
@@ -72,6 +83,7 @@ define HELP
 Building
   make                build dm_snap_rs.ko for a stock Debian kernel; the first run
                       makes a build root and a kernel tree (some minutes)
+  make snaprs         build the command that checks and lists COW devices
   make install        install the module for the running kernel (as root)
   make clean          remove what was built
   make clean-cache    remove the build root and the kernel trees as well
@@ -80,6 +92,8 @@ Building
 Trying and testing
   make demo           see it at work, in a virtual machine
   make check          run all tests
+  make bench          compare it with the kernel's targets; CASES= picks some
+  make bench-gate     see that no exact figure has become worse
   make host-test      run the tests that need no kernel
   make vm-shell       a shell in a virtual machine with the module
 
