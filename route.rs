@@ -130,7 +130,7 @@ pub(crate) fn map(
     if features.discard_passdown_origin && ask == Ask::Discard {
         *bio.data_mut() = Io::PassedDown;
     }
-    go(live, devices, bio, slot, step, memory)
+    go(live, devices, bio, slot, step, &mut memory)
 }
 
 /// A bio that had to wait is tried again. It can't be cut any more.
@@ -159,7 +159,7 @@ pub(crate) fn retry(live: &Arc<Live>, mut bio: Bio<Io>) {
         // What was begun for it has to go on, and it waits for that.
         _ => {}
     }
-    go(live, &devices, bio, slot, step, memory).settle();
+    go(live, &devices, bio, slot, step, &mut memory).settle();
 }
 
 /// Does what was decided. Whoever waits in the slot has to be there before the lock is dropped.
@@ -169,7 +169,7 @@ fn go(
     mut bio: Bio<Io>,
     slot: Option<SlotGuard<'_>>,
     step: Step,
-    mut memory: Memory,
+    memory: &mut Memory,
 ) -> Mapped<Io> {
     let Some(mut slot) = slot else {
         return Mapped::Kill(bio);
@@ -275,7 +275,7 @@ enum Lack {
 
 /// Memory for what may be begun for a bio. It is got outside the lock, and used under it.
 struct Memory {
-    spare: Spare,
+    spare: Option<Spare>,
     copy: Option<Prepared>,
     zeroing: Option<Zeroing>,
 }
@@ -283,10 +283,15 @@ struct Memory {
 impl Memory {
     fn new() -> Self {
         Self {
-            spare: Spare::new(),
+            spare: None,
             copy: None,
             zeroing: None,
         }
+    }
+
+    /// For the exception table. Most bios need none, and then there is none to be freed.
+    fn spare(&mut self) -> &mut Spare {
+        self.spare.get_or_insert_with(Spare::new)
     }
 
     /// Gets more of it: for a copy, or for the exception table.
@@ -294,7 +299,7 @@ impl Memory {
         let _no_io = NoIo::enter();
         match lack {
             Lack::Copy(need) => self.copy = Some(Prepared::new(&need)?),
-            Lack::Table => self.spare.refill(GFP_KERNEL)?,
+            Lack::Table => self.spare().refill(GFP_KERNEL)?,
             Lack::Store => live.store.grow()?,
             Lack::Zeroes(bytes) => self.zeroing = Some(Zeroing::new(bytes)?),
         }
@@ -397,7 +402,7 @@ fn first_write(
     let is_aligned = size.offset_in_chunk(Sector(range.start)) == 0;
     let stopped = if is_aligned && whole > 0 {
         let hole = Chunks::new(first, whole);
-        match slot.start_exception(at, index, hole, Kind::Written, &mut memory.spare) {
+        match slot.start_exception(at, index, hole, Kind::Written, memory.spare()) {
             Ok(Started { saved, .. }) => {
                 let end = size.first_sector(saved.old.plus(saved.len));
                 let to = size.first_sector(saved.new);
@@ -415,10 +420,11 @@ fn first_write(
             runs: 1,
             range: size.sectors_of(hole),
         };
+        let spare = memory.spare.get_or_insert_with(Spare::new);
         let Some(copy) = memory.copy.as_mut().filter(|copy| copy.is_enough(&need)) else {
             return (Step::Memory(Lack::Copy(need)), all);
         };
-        match slot.start_copy(at, index, hole, false, copy, &mut memory.spare) {
+        match slot.start_copy(at, index, hole, false, copy, spare) {
             Ok(_) => return (Step::Copy, one),
             Err(stop) => stop,
         }

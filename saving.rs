@@ -65,7 +65,8 @@ pub(crate) fn save<T, Q>(
     wait: impl FnOnce(&mut Slot, T, bool) -> Q,
 ) -> Outcome<T, Q> {
     let mut prepared: Option<Prepared> = None;
-    let mut spare = Spare::new();
+    // Most writes need none, and then there is none to be freed.
+    let mut spare: Option<Spare> = None;
     let mut is_refused = false;
     let mut is_short = false;
     loop {
@@ -91,7 +92,8 @@ pub(crate) fn save<T, Q>(
                     }
                     continue;
                 };
-                match begin(&mut slot, index, range, copy, &mut spare) {
+                let spare = spare.get_or_insert_with(Spare::new);
+                match begin(&mut slot, index, range, copy, spare) {
                     Begun::All => {}
                     // A merge would wait for what it has in flight there itself.
                     Begun::Room => is_short = writer == Writer::Merge,
