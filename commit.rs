@@ -241,7 +241,9 @@ impl Live {
             return self.commit_now();
         }
         // So many fill blocks of their own: nothing is saved by waiting for more.
-        let is_full = self.persistent().is_some_and(|s| waiting >= s.records_of_block());
+        let is_full = self
+            .persistent()
+            .is_some_and(|s| waiting >= s.records_of_block());
         match urgency {
             Urgency::Soon if is_full => self.commit_now(),
             Urgency::Later => self.start_timer(),
