@@ -129,8 +129,7 @@ impl<P: PerBio> Bio<P> {
 
     /// What the bio asks for.
     pub(crate) fn op(&self) -> Op {
-        // SAFETY: By the invariants, the bio is valid.
-        match unsafe { sys::dmsnap_bio_op(self.bio.as_ptr()) } {
+        match self.opf() & sys::DMSNAP_REQ_OP_MASK {
             bindings::req_op_REQ_OP_READ => Op::Read,
             bindings::req_op_REQ_OP_WRITE => Op::Write,
             bindings::req_op_REQ_OP_DISCARD => Op::Discard,
@@ -140,8 +139,13 @@ impl<P: PerBio> Bio<P> {
 
     /// Whether a flag of the request is set.
     fn has(&self, flag: u32) -> bool {
+        self.opf() & flag != 0
+    }
+
+    /// The operation and the flags of the request.
+    fn opf(&self) -> u32 {
         // SAFETY: By the invariants, the bio is valid.
-        unsafe { sys::dmsnap_bio_opf(self.bio.as_ptr()) & flag != 0 }
+        unsafe { (*self.bio.as_ptr()).bi_opf }
     }
 
     /// Whether it asks that the device's cache be flushed. Such a bio carries no data: where one
@@ -160,8 +164,8 @@ impl<P: PerBio> Bio<P> {
         // SAFETY: By the invariants, the bio is valid.
         let start = unsafe { (*self.bio.as_ptr()).bi_iter.bi_sector };
         // SAFETY: As above.
-        let len = unsafe { sys::dmsnap_bio_sectors(self.bio.as_ptr()) };
-        Sectors::new(Sector(start), u64::from(len))
+        let bytes = unsafe { (*self.bio.as_ptr()).bi_iter.bi_size };
+        Sectors::new(Sector(start), u64::from(bytes) / SECTOR_SIZE)
     }
 
     /// Copies the data of a write into a buffer, from the byte `offset` on.

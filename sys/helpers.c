@@ -19,31 +19,6 @@ void dmsnap_bio_set_dev(struct bio *bio, struct block_device *bdev)
 	bio_set_dev(bio, bdev);
 }
 
-u32 dmsnap_bio_op(const struct bio *bio)
-{
-	return (__force u32)bio_op(bio);
-}
-
-u32 dmsnap_bio_opf(const struct bio *bio)
-{
-	return (__force u32)bio->bi_opf;
-}
-
-void dmsnap_bio_set_opf(struct bio *bio, u32 opf)
-{
-	bio->bi_opf = (__force blk_opf_t)opf;
-}
-
-unsigned int dmsnap_bio_sectors(const struct bio *bio)
-{
-	return bio_sectors(bio);
-}
-
-sector_t dmsnap_bio_end_sector(const struct bio *bio)
-{
-	return bio_end_sector(bio);
-}
-
 void dmsnap_bio_end(struct bio *bio, int errno)
 {
 	bio->bi_status = errno_to_blk_status(errno);
@@ -143,11 +118,6 @@ unsigned int dmsnap_bdev_logical_block_size(struct block_device *bdev)
 unsigned int dmsnap_bdev_max_discard_sectors(struct block_device *bdev)
 {
 	return bdev_max_discard_sectors(bdev);
-}
-
-unsigned int dmsnap_bdev_physical_block_size(struct block_device *bdev)
-{
-	return bdev_physical_block_size(bdev);
 }
 
 /*

@@ -35,12 +35,6 @@ static const u32 DMSNAP_OPEN_WRITE = (__force u32)BLK_OPEN_WRITE;
 
 /* Bios. */
 void dmsnap_bio_set_dev(struct bio *bio, struct block_device *bdev);
-u32 dmsnap_bio_op(const struct bio *bio);
-u32 dmsnap_bio_opf(const struct bio *bio);
-void dmsnap_bio_set_opf(struct bio *bio, u32 opf);
-unsigned int dmsnap_bio_sectors(const struct bio *bio);
-sector_t dmsnap_bio_end_sector(const struct bio *bio);
-
 void dmsnap_bio_end(struct bio *bio, int errno);
 void dmsnap_bio_requeue(struct bio *bio);
 void dmsnap_bio_copy_to(struct bio *bio, struct page_list *list, unsigned int offset);
@@ -70,7 +64,6 @@ bool dmsnap_bdev_read_only(struct block_device *bdev);
 sector_t dmsnap_bdev_nr_sectors(struct block_device *bdev);
 unsigned int dmsnap_bdev_logical_block_size(struct block_device *bdev);
 unsigned int dmsnap_bdev_max_discard_sectors(struct block_device *bdev);
-unsigned int dmsnap_bdev_physical_block_size(struct block_device *bdev);
 
 /* Module parameters that can be written while the module is loaded. */
 int dmsnap_param_cow_threshold(void);
