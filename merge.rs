@@ -257,14 +257,7 @@ fn go(
     step: Step,
 ) -> Mapped<Io> {
     match step {
-        Step::Wait if bio.may_requeue() => {
-            drop(slot);
-            Mapped::GiveBack(bio)
-        }
-        Step::Wait => match slot.wait_snapshot(live.id, bio) {
-            Ok(queued) => Mapped::Queued(queued),
-            Err(bio) => Mapped::Kill(bio),
-        },
+        Step::Wait => slot.wait_snapshot(live.id, bio),
         Step::Nothing => Mapped::End(bio, Ok(())),
         Step::Fail => Mapped::Kill(bio),
         Step::Cow(at, io) => {

@@ -147,13 +147,10 @@ pub(crate) fn write(origin: &Arc<Origin>, bio: Bio<Io>) -> Mapped<Io> {
         Writer::Bio,
         bio,
         |slot, mut bio, is_conflict| {
-            if bio.may_requeue() {
-                return Err(bio);
-            }
             if is_conflict && bio.data_mut().wait() {
                 origin.stats.conflicts.add(1);
             }
-            Ok(slot.wait_origin(bio))
+            slot.wait_origin(bio)
         },
     );
     match outcome {
@@ -163,8 +160,7 @@ pub(crate) fn write(origin: &Arc<Origin>, bio: Bio<Io>) -> Mapped<Io> {
             }
             Mapped::Remapped(bio)
         }
-        Outcome::Waits(Ok(queued)) => Mapped::Queued(queued),
-        Outcome::Waits(Err(bio)) => Mapped::GiveBack(bio),
+        Outcome::Waits(waits) => waits,
         Outcome::Throttle(bio) => Mapped::Queued(origin.throttle(bio)),
         Outcome::NoSpace(bio) => Mapped::End(bio, Err(ENOSPC)),
     }

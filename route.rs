@@ -188,14 +188,7 @@ fn go(
             bio.remap(&devices.cow, at);
             Mapped::Remapped(bio)
         }
-        Step::Wait if bio.may_requeue() => {
-            drop(slot);
-            Mapped::GiveBack(bio)
-        }
-        Step::Wait => match slot.wait_snapshot(live.id, bio) {
-            Ok(queued) => Mapped::Queued(queued),
-            Err(bio) => Mapped::Kill(bio),
-        },
+        Step::Wait => slot.wait_snapshot(live.id, bio),
         Step::Copy => {
             let Some(mut copy) = memory.copy.take() else {
                 return Mapped::Kill(bio);
@@ -203,16 +196,13 @@ fn go(
             let waiting = if may_lay_over(live, &bio) {
                 let io = if bio.is_fua() { Io::Durable } else { Io::Plain };
                 live.waited(bio.data_mut(), io);
-                Ok(copy.lay_over(bio))
+                Mapped::Queued(copy.lay_over(bio))
             } else {
                 slot.wait_snapshot(live.id, bio)
             };
             drop(slot);
             copy.go(&live.origin);
-            match waiting {
-                Ok(queued) => Mapped::Queued(queued),
-                Err(bio) => Mapped::Kill(bio),
-            }
+            waiting
         }
         Step::Throttle => {
             drop(slot);

@@ -11,7 +11,7 @@
 
 use crate::{
     copy::{Destination, Prepared},
-    dm::{Bio, BioList, Device, PerBio, Queued},
+    dm::{Bio, BioList, Device, Mapped, PerBio},
     exception::{InsertError, Lookup, Spare, Table},
     live::{Devices, Failure, Health, Live},
     pending::{Flight, ItemId, Kind, Saved, SnapId, Way},
@@ -334,28 +334,27 @@ impl Slot {
         Ok(saved.len)
     }
 
-    /// An origin's bio waits here until something that touches its sectors ends.
-    pub(crate) fn wait_origin(&mut self, bio: Bio<Io>) -> Queued {
-        self.waiting.push(bio)
+    /// An origin's bio waits here until something that touches its sectors ends; or it is given
+    /// back, if its device is being suspended without a flush.
+    pub(crate) fn wait_origin(&mut self, bio: Bio<Io>) -> Mapped<Io> {
+        if bio.may_requeue() {
+            return Mapped::GiveBack(bio);
+        }
+        Mapped::Queued(self.waiting.push(bio))
     }
 
-    /// A snapshot's bio waits here until something that touches its sectors ends.
-    ///
-    /// # Errors
-    ///
-    /// The bio, if the snapshot has left.
-    pub(crate) fn wait_snapshot(
-        &mut self,
-        id: SnapId,
-        mut bio: Bio<Io>,
-    ) -> Result<Queued, Bio<Io>> {
+    /// The same for a snapshot's bio, which fails if the snapshot has left.
+    pub(crate) fn wait_snapshot(&mut self, id: SnapId, mut bio: Bio<Io>) -> Mapped<Io> {
+        if bio.may_requeue() {
+            return Mapped::GiveBack(bio);
+        }
         match self.shard_mut(id) {
             Some(shard) => {
                 let begins = bio.data_mut().wait();
                 shard.live.stats.conflicts.add(u64::from(begins));
-                Ok(shard.waiting.push(bio))
+                Mapped::Queued(shard.waiting.push(bio))
             }
-            None => Err(bio),
+            None => Mapped::Kill(bio),
         }
     }
 
