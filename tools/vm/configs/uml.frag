@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# User-Mode Linux: a kernel as a process of the host.
+CONFIG_STATIC_LINK=y
+CONFIG_HOSTFS=y
+CONFIG_BLK_DEV_UBD=y
+CONFIG_SSL=y
+CONFIG_NULL_CHAN=y
+CONFIG_MCONSOLE=y
+CONFIG_UML_RANDOM=y
+CONFIG_DEBUG_INFO_NONE=y
+CONFIG_64BIT=y
