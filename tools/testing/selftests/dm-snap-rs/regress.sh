@@ -18,54 +18,29 @@ HUGE=$(<"$VM/nr_hugepages")
 DIRTY=$(<"$VM/dirty_ratio")
 DIRTY_BACKGROUND=$(<"$VM/dirty_background_ratio")
 
-# remove_first - the machine is as it was. Memory comes first, since to end swapping
-# needs it.
+# remove_first - the machine is as it was.
 remove_first() {
 	echo "$HUGE" >"$VM/nr_hugepages"
 	echo "$DIRTY" >"$VM/dirty_ratio"
 	echo "$DIRTY_BACKGROUND" >"$VM/dirty_background_ratio"
 	# Both modules begin with this.
 	[ ! -e "$THRESHOLD" ] || echo 2048 >"$THRESHOLD"
-	! dm_exists origin || swapoff "$(path origin)" 2>/dev/null || true
 }
 
 # ---------------------------------------------------------------------------
 # Memory reclaim that needs the origin
 
-# available - prints how much memory could be used without swapping, in KiB.
+# available - prints how much memory could be used, in KiB.
 available() {
 	awk '/^MemAvailable/ { print $2 }' /proc/meminfo
 }
 
-# leave_memory MIB - takes away all memory but about so much. Huge pages can be
-# neither swapped out nor written back, and to get them takes no time.
+# leave_memory MIB - takes away all memory but about so much. Huge pages can't be
+# written back, and to get them takes no time.
 leave_memory() {
 	echo 3 >"$VM/drop_caches"
 	echo $((HUGE + ($(available) / 1024 - $1) / 2)) >"$VM/nr_hugepages"
 	note "available: $(($(available) / 1024)) MiB"
-}
-
-# swapped_out - prints how many pages have ever been.
-swapped_out() {
-	awk '/^pswpout / { print $2 }' /proc/vmstat
-}
-
-# hog MIB - uses so much memory, three times over, and fails when it does not find
-# there what it has written.
-hog() {
-	python3 - "$1" <<'EOP'
-import mmap
-import sys
-
-size = int(sys.argv[1]) << 20
-memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-memory.madvise(mmap.MADV_NOHUGEPAGE)
-for turn in range(3):
-    for at in range(0, size, 4096):
-        if turn and memory[at:at + 24] != b"%012d%012d" % (turn - 1, at):
-            sys.exit(f"turn {turn}: wrong data at {at} in memory")
-        memory[at:at + 24] = b"%012d%012d" % (turn, at)
-EOP
 }
 
 # writer FILE MIB SEED - writes a file through the page cache; with MIB empty, fails
@@ -88,59 +63,32 @@ with open(path, "wb" if mib else "rb") as file:
 EOP
 }
 
-# devices_in_memory COW-MIB - ORIGIN of 64 MiB and a place for a snapshot.
+# devices_in_memory MIB COW-MIB - ORIGIN, and a place for a snapshot.
 # The devices are filled beforehand, so that they need no memory any more when there
 # is none, and take a while, so that reclaim has to wait for copies.
 devices_in_memory() {
-	dev=$(blk_create 64 irqmode=2 completion_nsec=100000)
-	cow=$(blk_create "$1" irqmode=2 completion_nsec=100000)
+	dev=$(blk_create "$1" irqmode=2 completion_nsec=100000)
+	cow=$(blk_create "$2" irqmode=2 completion_nsec=100000)
 	pattern "$dev" 1
-	dd if=/dev/zero of="$cow" bs=1M count="$1" oflag=direct status=none
+	dd if=/dev/zero of="$cow" bs=1M count="$2" oflag=direct status=none
 	origin_create origin "$dev"
 }
-
-# swap STORE COW-MIB STATUS - ORIGIN is swapped to while it has a snapshot. STATUS is
-# what that of the snapshot matches then.
-swap() {
-	local sum before pages
-	devices_in_memory "$2"
-	mkswap "$(path origin)"
-	snap_add origin snap "$dev" "$cow" "$1" 8
-	sum=$(digest "$(path snap)")
-	swapon "$(path origin)"
-	leave_memory 96
-	before=$(swapped_out)
-	hog $(($(available) / 1024 + 40))
-	pages=$(($(swapped_out) - before))
-	note "swapped out: $((pages / 256)) MiB; SNAP: $(status snap)"
-	((pages > 16 * 256)) || fail "only $pages pages were swapped out"
-	echo "$HUGE" >"$VM/nr_hugepages"
-	swapoff "$(path origin)"
-	matches "$(status snap)" "$3" "the status"
-	[ "$3" = '^Invalid$' ] || equal "$(digest "$(path snap)")" "$sum" "SNAP"
-}
-
-test_swap_on_the_origin_of_a_persistent_snapshot() { swap P 72 '^[0-9]+/147456 [0-9]+$'; }
-
-test_swap_on_the_origin_of_a_transient_snapshot() { swap N 72 '^[0-9]+/147456 '; }
-
-test_swap_on_the_origin_of_a_snapshot_that_becomes_full() { swap P 8 '^Invalid$'; }
 
 # writeback STORE - what is to be written to ORIGIN fills the memory.
 writeback() {
 	local sum i pids=()
 	need mkfs.ext4
-	devices_in_memory 72
+	devices_in_memory 256 280
 	mkfs.ext4 -q -F "$(path origin)"
-	mkdir "$TMP/origin"
+	mkdir -p "$TMP/origin"
 	snap_add origin snap "$dev" "$cow" "$1" 8
 	sum=$(digest "$(path snap)")
 	mount -t ext4 "$(path origin)" "$TMP/origin"
-	leave_memory 48
+	leave_memory 128
 	echo 60 >"$VM/dirty_background_ratio"
 	echo 80 >"$VM/dirty_ratio"
 	for i in 1 2 3; do
-		writer "$TMP/origin/file$i" 16 "$i" &
+		writer "$TMP/origin/file$i" 70 "$i" &
 		pids+=($!)
 	done
 	for i in "${pids[@]}"; do
@@ -154,7 +102,7 @@ writeback() {
 	done
 	umount "$TMP/origin"
 	e2fsck -fn "$(path origin)"
-	matches "$(status snap)" '^[0-9]+/147456 ' "the status"
+	matches "$(status snap)" '^[0-9]+/573440 ' "the status"
 	note "SNAP: $(status snap)"
 	equal "$(digest "$(path snap)")" "$sum" "SNAP"
 }
@@ -207,53 +155,6 @@ in_flight() {
 	local r w
 	read -r r w <"$(sysfs "$1")/inflight"
 	((w == $2))
-}
-
-test_a_constructor_while_writes_are_throttled() {
-	local i pids=() dev2 cow2
-	dev=$(blk_create 16)
-	dev2=$(blk_create 16)
-	cow=$(blk_create 32)
-	cow2=$(blk_create 32)
-	pattern "$dev" 1
-	pattern "$dev2" 2
-	origin_create origin "$dev"
-	linear_create under "$cow"
-	snap_add origin snap "$dev" "$(path under)" P 8
-	sum=$(digest "$(path snap)")
-	echo 1 >"$THRESHOLD"
-	# No copy can end, so the first one fills up what the threshold allows.
-	dm_suspend under
-	for i in 0 1 2 3; do
-		dd if=/dev/zero of="$(path origin)" bs=4K count=1 seek=$((i * 600)) oflag=direct status=none &
-		pids+=($!)
-	done
-	wait_for 60 in_flight "$(path origin)" 4 || fail "the writes have not begun"
-	throttled
-	# Those of another origin have nothing to do with it. All is in the background,
-	# as what hangs here could not be ended.
-	(
-		set -e
-		origin_create origin2 "$dev2"
-		snap_add origin2 snap2 "$dev2" "$cow2" P 8
-		dd if=/dev/zero of="$(path origin2)" bs=4K count=1 oflag=direct status=none
-		dm_remove snap2 origin2
-		touch "$TMP/constructed"
-	) &
-	wait_for 60 test -e "$TMP/constructed" || {
-		dm_resume under
-		fail "a constructor waits for the throttle"
-	}
-	rm "$TMP/constructed"
-	in_flight "$(path origin)" 4 || fail "the writes have not waited"
-	dm_resume under
-	for i in "${pids[@]}"; do
-		wait "$i"
-	done
-	equal "$(digest "$(path snap)")" "$sum" "SNAP"
-	for i in 0 1 2 3; do
-		equal "$(digest "$(path origin)" $((i * 4800)) 8)" "$(digest "$(path origin)" 0 8)" "write $i"
-	done
 }
 
 # was_read - true when anything was read from DEV since the mark.
