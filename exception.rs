@@ -326,6 +326,7 @@ impl Table {
     }
 
     /// Where the last entry is that begins at `old` or before.
+    #[inline(always)]
     fn place_before(&self, old: u64) -> Option<Place> {
         let leaf = self
             .leaves
@@ -356,12 +357,19 @@ impl Table {
 
     /// What is known of the chunk `old`.
     pub(crate) fn lookup(&self, old: Chunk) -> Lookup {
+        self.lookup_some(old, MAX_ENTRY)
+    }
+
+    /// The same, for somebody who wants to know of no more than `wanted` chunks: the length in the
+    /// answer may be less than it could be, but not less than that for this reason.
+    #[inline(always)]
+    pub(crate) fn lookup_some(&self, old: Chunk, wanted: u64) -> Lookup {
         let mut place = self.place_before(old.0);
         if let Some(mut run) = self.run_at(place).filter(|r| old.0 < r.end()) {
             let into = old.since(run.old);
             let new = run.new.plus(into);
             let mut len = run.len.saturating_sub(into);
-            while len < MAX_ENTRY {
+            while len < wanted.min(MAX_ENTRY) {
                 place = self.place_after(place);
                 match self.run_at(place) {
                     Some(next) if run.continues_in(&next) => {
@@ -372,6 +380,9 @@ impl Table {
                 }
             }
             return Lookup::Mapped { new, len };
+        }
+        if wanted <= 1 {
+            return Lookup::Hole { len: 1 };
         }
         let len = match self.run_at(self.place_after(place)) {
             Some(next) => next.old.since(old),

@@ -23,7 +23,7 @@ use crate::{
     stats::SnapStats,
     store::{load, persistent::Persistent, Store},
     table::{Features, StoreType},
-    units::{ChunkSize, Chunks, Sectors, SpanSize},
+    units::{ChunkSize, Chunks, Sector, Sectors, SpanSize},
 };
 use kernel::{
     fmt, new_condvar, new_delayed_work, new_mutex, new_spinlock_irq, new_work,
@@ -445,6 +445,13 @@ impl Live {
         self.chunk_size.sectors_of(self.chunks_of(range))
     }
 
+    /// The end of what lies in the first chunk of a bio's sectors. One that waits for anything but
+    /// a certain exception is cut to that: whatever is decided later, holds for all of it.
+    pub(crate) fn end_of_first_chunk(&self, range: Sectors) -> Sector {
+        let single = self.whole_chunks(Sectors::new(Sector(range.start), 1));
+        Sector(single.end.min(range.end))
+    }
+
     /// The persistent store, if it is one.
     pub(crate) fn persistent(&self) -> Option<&Persistent> {
         self.store.persistent()
@@ -458,9 +465,9 @@ impl Live {
         }
     }
 
-    /// A bio of the snapshot goes on: `io` is what it is from now on. Context: any.
-    pub(crate) fn waited(&self, was: &mut Io, io: Io) {
-        if let Io::Waiting(since) = core::mem::replace(was, io) {
+    /// A bio of the snapshot goes on, which may have waited. Context: any.
+    pub(crate) fn count_wait(&self, io: &Io) {
+        if let Io::Waiting(since) = *io {
             self.stats.wait_time.add(since);
         }
     }

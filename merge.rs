@@ -238,9 +238,7 @@ fn decide(slot: &mut Slot, index: u32, live: &Arc<Live>, range: Sectors, op: Op)
                 Ok(item) => Step::Cow(at, Io::Tracked { slot: index, item }),
                 Err(_) => {
                     slot.starve();
-                    let one = Sectors::new(Sector(range.start), 1);
-                    let end = live.whole_chunks(one).end.min(range.end);
-                    return (Step::Wait, Sector(end));
+                    return (Step::Wait, live.end_of_first_chunk(range));
                 }
             }
         }
@@ -262,14 +260,16 @@ fn go(
         Step::Fail => Mapped::Kill(bio),
         Step::Cow(at, io) => {
             drop(slot);
-            live.waited(bio.data_mut(), io);
+            live.count_wait(bio.data_mut());
+            *bio.data_mut() = io;
             bio.remap(&devices.cow, at);
             Mapped::Remapped(bio)
         }
         Step::Origin => {
             drop(slot);
             let at = bio.sectors().start;
-            live.waited(bio.data_mut(), Io::Plain);
+            live.count_wait(bio.data_mut());
+            *bio.data_mut() = Io::Plain;
             bio.remap(&devices.origin, Sector(at));
             if bio.op() == Op::Read {
                 return Mapped::Remapped(bio);

@@ -55,6 +55,7 @@ impl Target for OriginTarget {
         Ok(Self { id, origin, device })
     }
 
+    #[inline(always)]
     fn map(&self, mut bio: Incoming<'_, Io>) -> Mapped<Io> {
         let is_write = bio.bio().op() != Op::Read && !bio.bio().is_flush();
         let range = bio.bio().sectors();

@@ -256,21 +256,25 @@ impl Flight {
             .any(|item| matches!(item.state, State::MergeWrite))
     }
 
+    #[inline]
     fn start(&mut self, item: Item) -> Result<ItemId, Full> {
-        let index = match self.items.iter().position(Option::is_none) {
-            // Where all places are taken, the search is as long as the list, which is short.
-            Some(index) => index,
+        // Where all places are taken, the search is as long as the list, which is short.
+        let mut places = self.items.iter_mut().enumerate();
+        let index = match places.find(|(_, place)| place.is_none()) {
+            Some((index, place)) => {
+                *place = Some(item);
+                index
+            }
             None => {
                 // Called under a spinlock. Where this fails there are items in flight, since
                 // there was room for some from the beginning.
-                self.items.push(None, GFP_NOWAIT).map_err(|_| Full)?;
-                self.items.len().saturating_sub(1)
+                let index = self.items.len();
+                self.items.push(Some(item), GFP_NOWAIT).map_err(|_| Full)?;
+                index
             }
         };
-        let place = self.items.get_mut(index).ok_or(Full)?;
-        *place = Some(item);
         self.live = self.live.saturating_add(1);
-        u32::try_from(index).map(ItemId).map_err(|_| Full)
+        Ok(ItemId(index as u32))
     }
 
     /// Something has ended: the read has returned, the exception is complete or was given up.
@@ -334,10 +338,15 @@ impl Flight {
     }
 
     /// The first exception in flight of this snapshot that touches the range, or the first merge.
+    #[inline]
     pub(crate) fn first_of(&self, snap: SnapId, range: Sectors) -> Option<Busy> {
         if self.live == 0 {
             return None;
         }
+        self.find_first_of(snap, range)
+    }
+
+    fn find_first_of(&self, snap: SnapId, range: Sectors) -> Option<Busy> {
         let mut first: Option<Busy> = None;
         for item in self.overlapping(range) {
             let is_earlier = first.is_none_or(|f| item.range.start < f.range.start);

@@ -277,11 +277,13 @@ impl Origin {
     }
 
     /// The size of the spans. It only ever changes before the first snapshot joins.
+    #[inline(always)]
     pub(crate) fn spans(&self) -> SpanSize {
         SpanSize::from_shift(self.span_shift.load(Acquire))
     }
 
     /// Locks the slot that a sector is in.
+    #[inline(always)]
     pub(crate) fn lock_slot(&self, sector: Sector) -> Option<(u32, SlotGuard<'_>)> {
         loop {
             let index = self.spans().slot_of(sector);
@@ -300,11 +302,13 @@ impl Origin {
     }
 
     /// Locks a slot. `None` only for a number that no span has.
+    #[inline(always)]
     pub(crate) fn slot(&self, index: u32) -> Option<SlotGuard<'_>> {
         Some(self.slots.get(index as usize)?.lock())
     }
 
     /// Something in flight has ended. Context: any.
+    #[inline(always)]
     pub(crate) fn end_item(self: &Arc<Self>, slot: u32, item: ItemId) {
         let mut woken = BioList::new();
         if let Some(mut slot) = self.slot(slot) {
@@ -315,10 +319,14 @@ impl Origin {
     }
 
     /// These bios of the origin are to be tried again. Context: any.
+    #[inline]
     pub(crate) fn retry(self: &Arc<Self>, bios: BioList<Io>) {
-        if bios.is_empty() {
-            return;
+        if !bios.is_empty() {
+            self.retry_some(bios);
         }
+    }
+
+    fn retry_some(self: &Arc<Self>, bios: BioList<Io>) {
         self.ready.lock().append(bios);
         // If it is queued already, it will see them.
         let _ = self.wq.enqueue(self.clone());

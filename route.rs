@@ -15,11 +15,11 @@
 use crate::{
     commit::Urgency,
     copy::Prepared,
-    dm::{Bio, EndIo, Incoming, Mapped, NoIo, Op, MAX_BYTES},
+    dm::{Bio, Device, EndIo, Incoming, Mapped, NoIo, Op, MAX_BYTES},
     dm_err,
     exception::Spare,
     live::{Devices, Failure, Health, Live},
-    pending::{Kind, Way},
+    pending::{ItemId, Kind, Way},
     registry::SlotGuard,
     room::NoRoom,
     slot::{Io, Need, Route, Slot, Started, Stop},
@@ -77,6 +77,18 @@ enum Step {
     Fail,
 }
 
+/// What becomes of a read: it begins nothing, and needs no memory.
+enum Read {
+    /// It goes to the origin, and is tracked as this.
+    Origin(ItemId),
+    /// It goes to that sector of the COW device.
+    Cow(Sector),
+    /// It waits in the slot for what is in flight there.
+    Wait,
+    /// It fails.
+    Fail,
+}
+
 /// Decides about a bio, with as much memory as that takes, and answers with its slot locked.
 fn decide<'a>(
     live: &'a Arc<Live>,
@@ -104,6 +116,7 @@ fn decide<'a>(
 }
 
 /// A new bio.
+#[inline(always)]
 pub(crate) fn map(
     live: &Arc<Live>,
     devices: &Devices,
@@ -114,14 +127,18 @@ pub(crate) fn map(
         return map_flush(live, devices, incoming.into_bio());
     }
     let mut range = incoming.bio().sectors();
-    range.end = range
-        .end
-        .min(live.origin.spans().end_of(Sector(range.start)).0);
+    let spans = live.origin.spans();
+    range.end = range.end.min(spans.end_of(Sector(range.start)).0);
     let Some(ask) = Ask::of(incoming.bio()) else {
         return Mapped::Kill(incoming.into_bio());
     };
     if range.is_empty() || range.end > devices.origin.sectors() {
         return Mapped::Kill(incoming.into_bio());
+    }
+    if ask == Ask::Read {
+        // The size of the spans can't change while there are snapshots.
+        let slot = spans.slot_of(Sector(range.start));
+        return map_read(live, devices, incoming, range, slot);
     }
     let mut memory = Memory::new();
     let (slot, step, end) = decide(live, range, ask, &mut memory);
@@ -131,6 +148,44 @@ pub(crate) fn map(
         *bio.data_mut() = Io::PassedDown;
     }
     go(live, devices, bio, slot, step, &mut memory)
+}
+
+/// A new read, in the slot of that number.
+#[inline(always)]
+fn map_read(
+    live: &Arc<Live>,
+    devices: &Devices,
+    mut incoming: Incoming<'_, Io>,
+    range: Sectors,
+    index: u32,
+) -> Mapped<Io> {
+    let Some(mut slot) = live.origin.slot(index) else {
+        return Mapped::Kill(incoming.into_bio());
+    };
+    let (read, end) = decide_read(&mut slot, live, range);
+    incoming.accept_until(end);
+    let bio = incoming.into_bio();
+    match read {
+        Read::Origin(item) => {
+            drop(slot);
+            let io = Io::Tracked { slot: index, item };
+            send(bio, &devices.origin, Sector(range.start), io)
+        }
+        Read::Cow(at) => {
+            drop(slot);
+            send(bio, &devices.cow, at, Io::Plain)
+        }
+        Read::Wait => slot.wait_snapshot(live.id, bio),
+        Read::Fail => Mapped::Kill(bio),
+    }
+}
+
+/// Sends a bio to a place of a device beneath; `io` says what is to be done when it ends.
+#[inline(always)]
+fn send(mut bio: Bio<Io>, device: &Device, at: Sector, io: Io) -> Mapped<Io> {
+    *bio.data_mut() = io;
+    bio.remap(device, at);
+    Mapped::Remapped(bio)
 }
 
 /// A bio that had to wait is tried again. It can't be cut any more.
@@ -177,16 +232,14 @@ fn go(
     match step {
         Step::Origin(io) => {
             drop(slot);
-            let at = bio.sectors().start;
-            live.waited(bio.data_mut(), io);
-            bio.remap(&devices.origin, Sector(at));
-            Mapped::Remapped(bio)
+            live.count_wait(bio.data_mut());
+            let at = Sector(bio.sectors().start);
+            send(bio, &devices.origin, at, io)
         }
         Step::Cow(at, io) => {
             drop(slot);
-            live.waited(bio.data_mut(), io);
-            bio.remap(&devices.cow, at);
-            Mapped::Remapped(bio)
+            live.count_wait(bio.data_mut());
+            send(bio, &devices.cow, at, io)
         }
         Step::Wait => slot.wait_snapshot(live.id, bio),
         Step::Copy => {
@@ -194,8 +247,8 @@ fn go(
                 return Mapped::Kill(bio);
             };
             let waiting = if may_lay_over(live, &bio) {
-                let io = if bio.is_fua() { Io::Durable } else { Io::Plain };
-                live.waited(bio.data_mut(), io);
+                live.count_wait(bio.data_mut());
+                *bio.data_mut() = if bio.is_fua() { Io::Durable } else { Io::Plain };
                 Mapped::Queued(copy.lay_over(bio))
             } else {
                 slot.wait_snapshot(live.id, bio)
@@ -307,50 +360,73 @@ fn decide_locked(
     ask: Ask,
     memory: &mut Memory,
 ) -> (Step, Sector) {
-    let all = Sector(range.end);
-    match live.health() {
-        Health::Good => {}
-        Health::Overflowed if ask == Ask::Read => {}
-        _ => return (Step::Fail, all),
+    if ask == Ask::Read {
+        let (read, end) = decide_read(slot, live, range);
+        let step = match read {
+            Read::Origin(item) => Step::Origin(Io::Tracked { slot: index, item }),
+            Read::Cow(at) => Step::Cow(at, Io::Plain),
+            Read::Wait => Step::Wait,
+            Read::Fail => Step::Fail,
+        };
+        return (step, end);
     }
-    let Some(route) = slot.route(live.id, range, ask != Ask::Read) else {
+    let all = Sector(range.end);
+    if live.health() != Health::Good {
+        return (Step::Fail, all);
+    }
+    let Some(route) = slot.route(live.id, range, true) else {
         return (Step::Fail, all);
     };
-    let size = live.chunk_size;
-    // A bio that waits for anything but a certain exception is cut to one chunk: whatever is
-    // decided later, holds for all of it.
-    let single = size.sectors_of(size.chunks_of(Sectors::new(Sector(range.start), 1)));
-    let one = Sector(single.end.min(range.end));
-    match route.way {
-        Way::Wait if ask == Ask::Discard => (Step::Wait, zero_end(range, route.end)),
-        Way::Wait => (Step::Wait, route.end),
-        Way::Fail => (Step::Fail, route.end),
-        Way::Cow => {
-            let at = size.first_sector(route.new).0;
-            let at = Sector(at.saturating_add(size.offset_in_chunk(Sector(range.start))));
-            let io = match ask {
-                Ask::Discard => return zero(range, route.end, at, memory),
-                Ask::Write { is_fua: true } => Io::Durable,
-                _ => Io::Plain,
-            };
-            (Step::Cow(at, io), route.end)
+    match (route.way, ask) {
+        (Way::Wait, Ask::Discard) => (Step::Wait, zero_end(range, route.end)),
+        (Way::Wait, _) => (Step::Wait, route.end),
+        (Way::Fail, _) => (Step::Fail, route.end),
+        (Way::Cow, Ask::Discard) => zero(range, route.end, place(live, range, &route), memory),
+        (Way::Cow, Ask::Write { is_fua: true }) => {
+            let at = place(live, range, &route);
+            (Step::Cow(at, Io::Durable), route.end)
         }
-        Way::Origin if ask == Ask::Discard => (Step::Nothing, route.end),
-        Way::Origin if ask == Ask::Read || !route.is_hole => {
+        (Way::Cow, _) => (Step::Cow(place(live, range, &route), Io::Plain), route.end),
+        (Way::Origin, Ask::Discard) => (Step::Nothing, route.end),
+        (Way::Origin, _) => first_write(slot, index, live, range, &route, ask, memory),
+    }
+}
+
+/// Decides about a read, and up to which sector the decision holds.
+#[inline(always)]
+fn decide_read(slot: &mut Slot, live: &Live, range: Sectors) -> (Read, Sector) {
+    if !matches!(live.health(), Health::Good | Health::Overflowed) {
+        return (Read::Fail, Sector(range.end));
+    }
+    let Some(route) = slot.route(live.id, range, false) else {
+        return (Read::Fail, Sector(range.end));
+    };
+    match route.way {
+        Way::Wait => (Read::Wait, route.end),
+        Way::Fail => (Read::Fail, route.end),
+        Way::Cow => (Read::Cow(place(live, range, &route)), route.end),
+        Way::Origin => {
             let part = Sectors {
                 start: range.start,
                 end: route.end.0,
             };
-            match slot.flight.start_read(live.id, live.whole_chunks(part)) {
-                Ok(item) => (Step::Origin(Io::Tracked { slot: index, item }), route.end),
+            match slot.flight.start_read(live.id, part) {
+                Ok(item) => (Read::Origin(item), route.end),
                 Err(_) => {
                     slot.starve();
-                    (Step::Wait, one)
+                    (Read::Wait, live.end_of_first_chunk(range))
                 }
             }
         }
-        Way::Origin => first_write(slot, index, live, range, &route, one, ask, memory),
     }
+}
+
+/// Where on the COW device a bio goes that begins with `range`.
+#[inline(always)]
+fn place(live: &Live, range: Sectors, route: &Route) -> Sector {
+    let size = live.chunk_size;
+    let at = size.first_sector(route.new).0;
+    Sector(at.saturating_add(size.offset_in_chunk(Sector(range.start))))
 }
 
 /// How far a discard is done at a time.
@@ -378,11 +454,11 @@ fn first_write(
     live: &Arc<Live>,
     range: Sectors,
     route: &Route,
-    one: Sector,
     ask: Ask,
     memory: &mut Memory,
 ) -> (Step, Sector) {
     let all = Sector(range.end);
+    let one = live.end_of_first_chunk(range);
     let size = live.chunk_size;
     let Some(at) = slot.shards.iter().position(|s| s.live.id == live.id) else {
         return (Step::Fail, all);
@@ -452,6 +528,7 @@ fn map_flush(live: &Arc<Live>, devices: &Devices, mut bio: Bio<Io>) -> Mapped<Io
 }
 
 /// A bio has ended at the device beneath. Context: any.
+#[inline(always)]
 pub(crate) fn end_io(live: &Arc<Live>, mut bio: Bio<Io>, result: Result) -> EndIo<Io> {
     let is_fua = match core::mem::take(bio.data_mut()) {
         Io::Plain | Io::Waiting(_) | Io::PassedDown | Io::Zeroed => false,

@@ -79,6 +79,9 @@ pub(crate) struct Slot {
     waiting: BioList<Io>,
     /// Somebody waits for a place in the flight, and so for the end of anything.
     is_starved: bool,
+    /// Somebody may be waiting: a bio of the origin or of a snapshot, or a merge. Most of what
+    /// ends has nobody to wake, and need not ask every snapshot for that.
+    may_have_waiters: bool,
 }
 
 /// Whether a write to the origin may go.
@@ -143,6 +146,7 @@ impl Slot {
             flight: Flight::new(ROOM)?,
             waiting: BioList::new(),
             is_starved: false,
+            may_have_waiters: false,
         })
     }
 
@@ -208,6 +212,7 @@ impl Slot {
 
     /// Where a bio of a snapshot goes that begins with the first sector of `range`, and how far
     /// that answer holds. `None` if the snapshot has left.
+    #[inline(always)]
     pub(crate) fn route(&self, id: SnapId, range: Sectors, is_write: bool) -> Option<Route> {
         let shard = self.shard(id)?;
         let size = shard.live.chunk_size;
@@ -223,7 +228,8 @@ impl Slot {
                 end = end.min(busy.range.start);
             }
         }
-        let (new, len, is_hole) = match shard.table.lookup(first) {
+        let wanted = size.chunks_of(range).len();
+        let (new, len, is_hole) = match shard.table.lookup_some(first, wanted) {
             Lookup::Mapped { new, len } => (new, len, false),
             Lookup::Hole { len } => (Chunk(0), len, true),
         };
@@ -270,7 +276,7 @@ impl Slot {
         let sectors = live.chunk_size.sectors_of(old);
         let Ok(item) = self.flight.start_exception(live.id, sectors, kind) else {
             live.store.give_back(run);
-            self.is_starved = true;
+            self.starve();
             return Err(Stop::Room);
         };
         let (first, new) = (Chunk(old.start), Chunk(run.start));
@@ -340,6 +346,7 @@ impl Slot {
         if bio.may_requeue() {
             return Mapped::GiveBack(bio);
         }
+        self.may_have_waiters = true;
         Mapped::Queued(self.waiting.push(bio))
     }
 
@@ -348,6 +355,7 @@ impl Slot {
         if bio.may_requeue() {
             return Mapped::GiveBack(bio);
         }
+        self.may_have_waiters = true;
         match self.shard_mut(id) {
             Some(shard) => {
                 let begins = bio.data_mut().wait();
@@ -360,6 +368,7 @@ impl Slot {
 
     /// The merge of a snapshot is told of the end of anything in this slot.
     pub(crate) fn wait_merge(&mut self, id: SnapId) {
+        self.may_have_waiters = true;
         if let Some(shard) = self.shard_mut(id) {
             shard.is_merge_waiting = true;
         }
@@ -380,6 +389,7 @@ impl Slot {
     /// Whoever waits will be woken by the end of anything in this slot.
     pub(crate) fn starve(&mut self) {
         self.is_starved = true;
+        self.may_have_waiters = true;
     }
 
     /// Whether an origin's bio waits that touches these sectors.
@@ -395,7 +405,14 @@ impl Slot {
 
     /// Something has ended that touched these sectors: takes the origin's bios that may be able
     /// to go now, and puts those of the snapshots where they are tried again.
+    #[inline]
     pub(crate) fn wake(&mut self, range: Sectors, origin: &mut BioList<Io>) {
+        if self.may_have_waiters {
+            self.wake_waiters(range, origin);
+        }
+    }
+
+    fn wake_waiters(&mut self, range: Sectors, origin: &mut BioList<Io>) {
         let all = core::mem::take(&mut self.is_starved);
         let range = if all { Sectors::ALL } else { range };
         if !self.waiting.is_empty() {
@@ -408,6 +425,10 @@ impl Slot {
     /// Something has come further that the origin's bios still have to wait for: puts those of
     /// the snapshots where they are tried again.
     pub(crate) fn wake_snapshots(&mut self, range: Sectors) {
+        if !self.may_have_waiters {
+            return;
+        }
+        let mut some_are_left = self.is_starved || !self.waiting.is_empty();
         for shard in &mut self.shards {
             if core::mem::take(&mut shard.is_merge_waiting) {
                 shard.live.stir_merge();
@@ -419,12 +440,14 @@ impl Slot {
             let wanted = |bio: &Bio<Io>| bio.sectors().overlaps(&range);
             shard.waiting.move_if(&mut ready, wanted);
             shard.live.retry(ready);
+            some_are_left |= !shard.waiting.is_empty();
         }
+        self.may_have_waiters = some_are_left;
     }
 
     /// Wakes all.
     pub(crate) fn wake_all(&mut self, origin: &mut BioList<Io>) {
-        self.is_starved = true;
+        self.starve();
         self.wake(Sectors::default(), origin);
     }
 }

@@ -36,10 +36,12 @@ impl Target for SnapshotTarget {
         Ok(Self(tenant))
     }
 
+    #[inline(always)]
     fn map(&self, bio: Incoming<'_, Io>) -> Mapped<Io> {
         route::map(&self.0.live, &self.0.devices, &self.0.features, bio)
     }
 
+    #[inline(always)]
     fn end_io(&self, bio: Bio<Io>, result: Result) -> EndIo<Io> {
         route::end_io(&self.0.live, bio, result)
     }

@@ -164,6 +164,7 @@ impl ChunkSize {
     }
 
     /// The chunks that a range of sectors touches.
+    #[inline]
     pub(crate) fn chunks_of(self, range: Sectors) -> Chunks {
         if range.is_empty() {
             let at = range.start >> self.shift;

@@ -49,11 +49,12 @@ pub(crate) enum Op {
 ///
 /// # Invariants
 ///
-/// The pointer is to a bio that was given to a target of device-mapper whose per-bio data is
-/// an initialised `Attached<P>`; it has not ended and nobody else has it.
+/// `bio` was given to a target of device-mapper, and `attached` is its per-bio data, which is
+/// initialised; the bio has not ended and nobody else has it.
 pub(crate) struct Bio<P: PerBio> {
     bio: NonNull<bindings::bio>,
-    _data: PhantomData<P>,
+    /// Its per-bio data, which device-mapper would have to look for each time.
+    attached: NonNull<Attached<P>>,
 }
 
 // SAFETY: A bio may be handled by any task.
@@ -64,13 +65,14 @@ unsafe impl<P: PerBio> Sync for Bio<P> {}
 impl<P: PerBio> Bio<P> {
     /// # Safety
     ///
-    /// The invariants of the type must hold.
+    /// `bio` must have been given to a target whose per-bio data is an initialised `Attached<P>`;
+    /// it must not have ended, and nobody else may have it.
+    #[inline]
     pub(super) unsafe fn from_raw(bio: NonNull<bindings::bio>) -> Self {
+        // SAFETY: The caller vouches for the per-bio data.
+        let attached = unsafe { Self::attached_ptr(bio) };
         // INVARIANT: The caller vouches for it.
-        Self {
-            bio,
-            _data: PhantomData,
-        }
+        Self { bio, attached }
     }
 
     /// Sets up the per-bio data for a bio that comes to a target's `map`.
@@ -91,30 +93,30 @@ impl<P: PerBio> Bio<P> {
         // SAFETY: The memory belongs to the target while it has the bio. The default value
         // needs no drop, so nothing is lost by writing over what was there.
         unsafe { attached.write(value) };
-        // SAFETY: The data was just initialised.
-        unsafe { Self::from_raw(bio) }
+        // INVARIANT: The data was just initialised; the caller vouches for the rest.
+        Self { bio, attached }
     }
 
     /// # Safety
     ///
     /// `bio` must have been given to a target with a `per_io_data_size` of `Attached<P>`.
-    unsafe fn attached_ptr(bio: NonNull<bindings::bio>) -> *mut Attached<P> {
+    unsafe fn attached_ptr(bio: NonNull<bindings::bio>) -> NonNull<Attached<P>> {
         // SAFETY: The caller vouches for it.
-        unsafe { sys::dm_per_bio_data(bio.as_ptr(), size_of::<Attached<P>>()) }.cast()
+        let data = unsafe { sys::dm_per_bio_data(bio.as_ptr(), size_of::<Attached<P>>()) };
+        // SAFETY: It lies before the bio, in the same piece of memory.
+        unsafe { NonNull::new_unchecked(data.cast()) }
     }
 
     fn attached(&self) -> &Attached<P> {
-        // SAFETY: By the invariants, the data is there.
-        let attached = unsafe { Self::attached_ptr(self.bio) };
-        // SAFETY: It is initialised, and the reference lives no longer than that to the bio.
-        unsafe { &*attached }
+        // SAFETY: By the invariants, it is initialised, and the reference lives no longer than that
+        // to the bio.
+        unsafe { self.attached.as_ref() }
     }
 
     fn attached_mut(&mut self) -> &mut Attached<P> {
-        // SAFETY: By the invariants, the data is there.
-        let attached = unsafe { Self::attached_ptr(self.bio) };
-        // SAFETY: It is initialised, and an exclusive reference to the bio is one to its data.
-        unsafe { &mut *attached }
+        // SAFETY: By the invariants, it is initialised, and an exclusive reference to the bio is one
+        // to its data.
+        unsafe { self.attached.as_mut() }
     }
 
     /// What the target keeps with the bio.
@@ -282,6 +284,7 @@ impl<P: PerBio> Incoming<'_, P> {
 
     /// Takes only the first sectors, up to `end`; device-mapper sends the rest again as another
     /// bio. Does nothing where the bio ends before, or to a flush.
+    #[inline]
     pub(crate) fn accept_until(&mut self, end: Sector) {
         let range = self.0.sectors();
         if end.0 <= range.start || end.0 >= range.end || self.0.is_flush() {
