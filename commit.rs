@@ -51,7 +51,7 @@ pub(crate) struct Commit {
     running: usize,
     /// Whether a commit is under way, or has come to its end and this has not been looked at.
     is_begun: bool,
-    /// When it began.
+    /// When it began, if it is one of those that are timed.
     begun: Option<Moment>,
     has_failed: bool,
     /// The next commit should begin as soon as it can.
@@ -374,7 +374,6 @@ impl Live {
                 if let Some(begun) = begun {
                     self.stats.commit_time.add(begun);
                 }
-                self.stats.commits.add(1);
                 self.stats.records.add(store.finish());
                 self.end_committed();
             }
@@ -463,7 +462,7 @@ impl Live {
                     commit.held_now = held;
                 }
                 commit.is_begun = true;
-                commit.begun = Some(Moment::now());
+                commit.begun = self.stats.commits.add_timed();
                 let mut ready = [const { None }; LANES];
                 for (lane, write) in writes.iter().enumerate() {
                     let Some(write) = write else { continue };

@@ -127,7 +127,7 @@ pub(crate) struct SnapStats {
     pub(crate) own_runs: Counter,
     /// The chunks of those.
     pub(crate) own_chunks: Counter,
-    /// Commits of metadata.
+    /// Commits of metadata that have begun.
     pub(crate) commits: Counter,
     /// The records in them.
     pub(crate) records: Counter,
@@ -141,7 +141,7 @@ pub(crate) struct SnapStats {
     pub(crate) conflicts: Counter,
     /// How long copies took, from the read to the last write: one in 16 is timed.
     pub(crate) copy_time: Histogram,
-    /// How long commits took.
+    /// How long commits took: one in 16 is timed.
     pub(crate) commit_time: Histogram,
     /// How long bios of the snapshot waited.
     pub(crate) wait_time: Histogram,

@@ -133,13 +133,13 @@ test_first_touches() {
 	# Each writes blocks of 512 bytes, and at least one.
 	((bytes >= commits * 512 && bytes % 512 == 0)) || fail "$bytes bytes in $commits commits"
 	figures snap copies=50 copied_chunks=50 records=50 commits="$commits" \
-		metadata_bytes="$bytes" copy_us="$(timed 50)" commit_us="$commits"
+		metadata_bytes="$bytes" copy_us="$(timed 50)" commit_us="$(timed "$commits")"
 	figures origin reads=50 read_sectors=400
 	# Nothing more is to be done for what is saved.
 	write_blocks origin 0 50 2
 	dd if="$(path snap)" of=/dev/null bs=1M iflag=direct status=none
 	figures snap copies=50 copied_chunks=50 records=50 commits="$commits" \
-		metadata_bytes="$bytes" copy_us="$(timed 50)" commit_us="$commits"
+		metadata_bytes="$bytes" copy_us="$(timed 50)" commit_us="$(timed "$commits")"
 	figures origin reads=50 read_sectors=400
 	committed 50 0
 }
@@ -158,7 +158,7 @@ test_a_large_write_is_one_copy() {
 	sequential write "$(path origin)" 3
 	stats snap
 	figures snap copies=3 copied_chunks=768 records=768 copy_us="$(timed 3)" commits="${FIGURE[commits]}" \
-		metadata_bytes="${FIGURE[metadata_bytes]}" commit_us="${FIGURE[commits]}"
+		metadata_bytes="${FIGURE[metadata_bytes]}" commit_us="$(timed "${FIGURE[commits]}")"
 	figures origin reads=3 read_sectors=6144
 }
 
@@ -255,7 +255,7 @@ test_figures_of_a_load() {
 	((SUM > 0)) || fail "no copy was timed"
 	at_most "$SUM" "${FIGURE[copies]}" "the copies of the histogram"
 	sum commit_us
-	equal "$SUM" "${FIGURE[commits]}" "the commits of the histogram"
+	equal "$SUM" "$(timed "${FIGURE[commits]}")" "the commits of the histogram"
 	sum wait_us
 	equal "$SUM" "${FIGURE[conflicts]}" "the waits of the histogram"
 	equal "${FIGURE[records]}" "$runs" "the records"
