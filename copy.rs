@@ -106,8 +106,8 @@ pub(crate) struct Prepared {
     overlay: BioList<Io>,
 }
 
-/// The memory for the count of those who share a buffer.
-type SharedPlace = UniqueArc<core::mem::MaybeUninit<Buffer>>;
+/// The memory for the count of those who share a buffer; an empty one lies there until then.
+type SharedPlace = UniqueArc<Buffer>;
 
 impl Prepared {
     /// Gets the memory to save what `need` says.
@@ -130,7 +130,7 @@ impl Prepared {
             destinations: KVec::with_capacity(count, GFP_KERNEL)?,
             requests,
             buffer: Buffer::new(bytes, GFP_KERNEL)?,
-            shared: UniqueArc::new_uninit(GFP_KERNEL)?,
+            shared: UniqueArc::new(Buffer::empty(), GFP_KERNEL)?,
             source: None,
             overlay: BioList::new(),
         })
@@ -189,6 +189,7 @@ impl Prepared {
             piece: Sectors::default(),
             requests,
             shared: Some(shared),
+            written: None,
             overlay,
             running: 0,
             read: None,
@@ -251,8 +252,10 @@ struct State {
     /// The piece under way.
     piece: Sectors,
     requests: KVec<Request<Copy>>,
-    /// For the first piece.
+    /// For the buffer, while nobody shares it.
     shared: Option<SharedPlace>,
+    /// The buffer of a piece that is not the last: the next one gets it, when it is written.
+    written: Option<Arc<Buffer>>,
     /// Bios of the snapshot whose data goes with the copy's.
     overlay: BioList<Io>,
     /// How many writes are under way.
@@ -358,18 +361,20 @@ impl Copy {
             self.in_memory();
         }
         let overlay = lay_over(overlay, piece, &mut buffer);
-        let shared = shared.map_or_else(|| UniqueArc::new_uninit(GFP_KERNEL), Ok);
-        let Ok(shared) = shared else {
+        let Some(mut shared) = shared else {
             self.state.lock().failed = u64::MAX;
             return self.end();
         };
-        let buffer: Arc<Buffer> = shared.write(buffer).into();
+        *shared = buffer;
+        let buffer: Arc<Buffer> = shared.into();
         let parts = || {
             let all = self.destinations.iter().enumerate();
             all.filter(|(_, d)| d.from.overlaps(&piece))
         };
         // One more than there are, so that the last to end is known as such.
+        let is_last = self.is_last_piece();
         state = self.state.lock();
+        state.written = (!is_last).then(|| buffer.clone());
         state.overlay = overlay;
         state.running = parts().count().saturating_add(1);
         drop(state);
@@ -438,15 +443,18 @@ impl Copy {
         }
     }
 
-    /// A piece has been written: on to the next one.
+    /// A piece has been written: on to the next one, with the same memory (rule R6).
     fn next(self: &Arc<Self>) {
-        match Buffer::new(MAX_BYTES, GFP_KERNEL) {
-            Ok(buffer) => self.read(buffer),
-            Err(_) => {
-                self.state.lock().failed = u64::MAX;
-                self.end();
-            }
-        }
+        let written = self.state.lock().written.take();
+        // Nobody else has it: whoever wrote from it let go of it before telling the end.
+        let Some(shared) = written.and_then(Arc::into_unique_or_drop) else {
+            self.state.lock().failed = u64::MAX;
+            return self.end();
+        };
+        let mut shared = Pin::into_inner(shared);
+        let buffer = core::mem::replace(&mut *shared, Buffer::empty());
+        self.state.lock().shared = Some(shared);
+        self.read(buffer);
     }
 
     /// The data is in memory: from here on, transient stores do without the origin.

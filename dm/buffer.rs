@@ -28,6 +28,15 @@ unsafe impl Send for Buffer {}
 unsafe impl Sync for Buffer {}
 
 impl Buffer {
+    /// A buffer of no bytes; allocates nothing.
+    pub(crate) const fn empty() -> Self {
+        // INVARIANT: There are no nodes.
+        Self {
+            pages: KVec::new(),
+            nodes: KVec::new(),
+        }
+    }
+
     /// A buffer of at least `bytes` bytes, whose content is not defined.
     ///
     /// # Errors
