@@ -650,6 +650,17 @@ table() {
 	dmsetup table "$PREFIX$1"
 }
 
+# lose_power COW-NAME DEV-NAME - from now on nothing reaches the devices beneath these
+# two, as when the machine loses its power: what is done to clean up, in order, is not
+# what the next start will find.  They are stopped one after the other; what DEV still
+# gets can not depend on what COW no longer did.
+lose_power() {
+	local name
+	for name; do
+		dmsetup wipe_table --noflush --nolockfs "$PREFIX$name"
+	done
+}
+
 # new_cow DEVICE - makes a used COW device a new one: its header is wiped.
 new_cow() {
 	dd if=/dev/zero of="$1" bs=64K count=1 oflag=direct status=none
@@ -665,6 +676,8 @@ new_cow() {
 # volatile cache on DISK there would be none: blk_create MIB cache_size=1.
 hold_create() {
 	HOLD_NAME=$1 HOLD_DISK=$2
+	# Until hold_end, for the clean-up.
+	echo "$PREFIX$1" >"$TMP/held"
 	dm_create "$1" "$(hold_table 3600000)"
 }
 
@@ -683,6 +696,7 @@ hold_step() {
 hold_end() {
 	dm_load "$HOLD_NAME" "$(hold_table 0)"
 	dm_resume "$HOLD_NAME"
+	rm -f "$TMP/held"
 }
 
 # stepping COMMAND... - runs a command that waits for flushes, and takes as many
@@ -777,6 +791,11 @@ our_dm() {
 # remove_dm - removes all our device-mapper devices, in whichever order it can.
 remove_dm() {
 	local names i f suspended
+	# The removal of a merge waits for its flush, which is held for an hour.
+	if [ -e "$TMP/held" ]; then
+		timeout 20 dmsetup wipe_table --noflush --nolockfs "$(<"$TMP/held")" >"$TMP/remove" 2>&1
+		rm "$TMP/held"
+	fi
 	for i in 1 2 3 4 5 6 7; do
 		names=$(our_dm | tr '\n' ' ')
 		[ -n "$names" ] || return 0

@@ -52,9 +52,7 @@ prepare() {
 	done
 	sum=$(digest "$(path origin)")
 	printf '%s\n' "$sum" | dd of="$DEV" bs=1M seek=$((size / 2048)) conv=sync,fsync status=none
-	# From here on nothing reaches the disks: this is the loss of power.
-	dmsetup wipe_table --noflush --nolockfs "${PREFIX}cow"
-	dmsetup wipe_table --noflush --nolockfs "${PREFIX}part"
+	lose_power cow part
 	i=$(python3 "$LIB_DIR/cow.py" count "$COW")
 	note "$i of $COUNT records are left"
 	((i > 0 && i < COUNT)) || fail "this is not the middle"
