@@ -1,14 +1,14 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# A persistent snapshot over a restart of the machine, in two runs:
+# A persistent snapshot over a loss of power, in two runs:
 #
 #	persist-reboot.sh prepare DEV COW
 #	persist-reboot.sh verify DEV COW
 #
 # Both are whole disks of at least 33 and 49 MiB that keep their contents.
-# prepare ends with the snapshot in use, as a machine that loses its power does;
-# the last MiB of each disk keeps what verify needs to know.
+# prepare ends with the snapshot in use, and from some moment on nothing reaches the
+# disks; the last MiB of DEV keeps what verify needs to know.
 #
 # From the host:
 #	truncate -s 33M dev.img; truncate -s 49M cow.img
@@ -29,6 +29,14 @@ note_offset() {
 	echo $(($(sectors "$DEV") / 2048 - 1))
 }
 
+# What is written last to SNAP: so many sectors, at its end.
+LAST=128
+
+# last_place - prints where that is, in sectors.
+last_place() {
+	echo $(($(sectors "$(path snap)") - LAST))
+}
+
 # volumes - the parts of the disks that are used, as devices.
 volumes() {
 	linear_create dev "$DEV" $((($(sectors "$DEV") / 2048 - 1) * 2048))
@@ -36,7 +44,7 @@ volumes() {
 }
 
 prepare() {
-	local big
+	local last=$TMP/last
 	volumes
 	new_cow "$(path cow)"
 	pattern "$(path dev)" 5
@@ -44,24 +52,27 @@ prepare() {
 	snap_add origin snap "$(path dev)" "$(path cow)" P 8
 	python3 "$LIB_DIR/model.py" run --seed 6 --ops 200 --max-io 131072 \
 		--origin "$(path origin)" --snap "$(path snap)="
-	printf '%s %s\n' "$(digest "$(path origin)")" "$(digest "$(path snap)")" |
+	dd if=/dev/urandom of="$last" bs=512 count="$LAST" status=none
+	printf '%s %s %s\n' "$(digest "$(path origin)")" \
+		"$(digest "$(path snap)" 0 "$(last_place)")" "$(md5sum <"$last")" |
 		dd of="$DEV" bs=1M seek="$(note_offset)" conv=sync,fsync status=none
-	# Nothing is removed in order: the next start finds what is on the disks.
-	for big in snap origin; do
-		dmsetup suspend --nolockfs --noflush "$PREFIX$big"
-	done
-	sync
+	# What is acknowledged as durable is there, in the very next moment.
+	dd if="$last" of="$(path snap)" bs="$LAST"b count=1 seek=$(($(last_place) * 512)) \
+		oflag=direct,dsync,seek_bytes conv=notrunc status=none
+	lose_power cow dev
 }
 
 verify() {
-	local origin snap
+	local origin snap last
 	volumes
-	read -r origin snap <<<"$(dd if="$DEV" bs=1M skip="$(note_offset)" count=1 status=none | tr -d '\0')"
-	[ -n "$snap" ] || fail "no notes of the first run are on $DEV"
+	read -r origin snap last <<<"$(dd if="$DEV" bs=1M skip="$(note_offset)" count=1 status=none | tr -d '\0')"
+	[ -n "$last" ] || fail "no notes of the first run are on $DEV"
 	origin_create origin "$(path dev)"
 	snap_add origin snap "$(path dev)" "$(path cow)" P 8
 	equal "$(digest "$(path origin)")" "$origin" "ORIGIN"
-	equal "$(digest "$(path snap)")" "$snap" "SNAP"
+	equal "$(digest "$(path snap)" 0 "$(last_place)")" "$snap" "SNAP"
+	equal "$(dd if="$(path snap)" skip="$(last_place)" status=none | md5sum)" "$last" \
+		"what was written last to SNAP"
 	say "records: $(python3 "$LIB_DIR/cow.py" check "$(path cow)" "$(sectors "$(path dev)")")"
 	# And it goes on from here.
 	python3 "$LIB_DIR/model.py" run --seed 7 --ops 100 --max-io 131072 \
@@ -76,5 +87,5 @@ prepare | verify) ;;
 	;;
 esac
 begin 1
-run_test "$PHASE" "persistent snapshot over a restart, $PHASE"
+run_test "$PHASE" "a persistent snapshot over a loss of power, $PHASE"
 finish
