@@ -39,7 +39,8 @@ bad() {
 		[[ $line =~ $HEAD.*($regex) ]] && told=1
 	done <<<"$log"
 	[ -n "$told" ] || wrong "$what: no line of the log matches /$HEAD.*($regex)/: $log"
-	[[ $(our_dm) != *"${PREFIX}bad"* ]] || wrong "$what: the device is there"
+	our_dm
+	[[ " ${OURS[*]} " != *" ${PREFIX}bad "* ]] || wrong "$what: the device is there"
 	exclusive "$dev" "$cow" || wrong "$what: a device is held"
 }
 
@@ -185,17 +186,17 @@ test_header() {
 	local n
 	devices
 	for n in 1 0x70416e52 0x536e4170 0xffffffff; do
-		python3 "$LIB_DIR/cow.py" new "$cow" --chunk 16 --magic "$n"
+		cow_py new "$cow" --chunk 16 --magic "$n"
 		bad 'header|magic' "$(args "$dev $cow P 16")" "magic $n"
 	done
 	for n in 0 2 0xffffffff; do
-		python3 "$LIB_DIR/cow.py" new "$cow" --chunk 16 --version "$n"
+		cow_py new "$cow" --chunk 16 --version "$n"
 		bad 'version' "$(args "$dev $cow P 16")" "version $n"
 	done
 	for n in 0 1 3 24 0x80000000 0xffffffff 0x40000000; do
 		# A chunk of one sector is a good one here, if the devices allow it.
 		((n != 1)) || continue
-		python3 "$LIB_DIR/cow.py" new "$cow" --chunk "$n"
+		cow_py new "$cow" --chunk "$n"
 		bad 'chunk size' "$(args "$dev $cow P 16")" "chunk size $n in the header"
 	done
 	all_right
@@ -204,16 +205,16 @@ test_header() {
 test_a_zero_magic_is_a_new_device() {
 	devices
 	# Whatever else is there, is nothing then.
-	python3 "$LIB_DIR/cow.py" new "$cow" --chunk 16 --magic 0 --version 7
+	cow_py new "$cow" --chunk 16 --magic 0 --version 7
 	dm_create snap "$(args "$dev $cow P 16")"
 	equal "$(status snap)" "32/16384 32" "the status"
 	dm_remove snap
-	equal "$(python3 "$LIB_DIR/cow.py" check "$cow" 16384)" "0 valid" "the new header"
+	equal "$(cow_py check "$cow" 16384)" "0 valid" "the new header"
 }
 
 test_chunk_size_of_the_header_wins() {
 	devices
-	python3 "$LIB_DIR/cow.py" new "$cow" --chunk 32
+	cow_py new "$cow" --chunk 32
 	log_mark size
 	dm_create snap "$(args "$dev $cow P 16")"
 	matches "$(table snap)" ' P 32$' "the table"
@@ -226,9 +227,9 @@ test_chunk_size_of_the_header_wins() {
 damaged() {
 	local regex=$1 what=$2
 	shift 2
-	python3 "$LIB_DIR/cow.py" new "$cow" --chunk 16
+	cow_py new "$cow" --chunk 16
 	while (($# > 0)); do
-		python3 "$LIB_DIR/cow.py" record "$cow" "$1" "$2" "$3"
+		cow_py record "$cow" "$1" "$2" "$3"
 		shift 3
 	done
 	bad "$regex" "$(args "$dev $cow P 16")" "$what"
@@ -255,10 +256,10 @@ test_records() {
 test_good_records() {
 	# What the tests above would be without the damage.
 	devices
-	python3 "$LIB_DIR/cow.py" new "$cow" --chunk 16
-	python3 "$LIB_DIR/cow.py" record "$cow" 0 5 2
-	python3 "$LIB_DIR/cow.py" record "$cow" 1 1023 1023
-	python3 "$LIB_DIR/cow.py" record "$cow" 2 0 3
+	cow_py new "$cow" --chunk 16
+	cow_py record "$cow" 0 5 2
+	cow_py record "$cow" 1 1023 1023
+	cow_py record "$cow" 2 0 3
 	pattern "$dev" 1
 	dm_create snap "$(args "$dev $cow P 16")"
 	equal "$(digest "$(path snap)" 80 16)" "$(digest "$cow" 32 16)" "chunk 5"
@@ -269,7 +270,7 @@ test_good_records() {
 	dd if=/dev/urandom of="$(path snap)" bs=8K seek=20 count=300 oflag=direct status=none
 	equal "$(digest "$(path snap)" 80 16)" "$(digest "$cow" 32 16)" "chunk 5 after writes"
 	dm_remove snap
-	equal "$(python3 "$LIB_DIR/cow.py" check "$cow" 16384)" "303 valid" "the records"
+	equal "$(cow_py check "$cow" 16384)" "303 valid" "the records"
 }
 
 test_the_next_free_chunk_is_no_metadata_area() {
@@ -277,7 +278,7 @@ test_the_next_free_chunk_is_no_metadata_area() {
 	# area, the next exception landed on it.
 	local i
 	devices
-	python3 "$LIB_DIR/cow.py" new "$cow" --chunk 8
+	cow_py new "$cow" --chunk 8
 	# Areas of 4K chunks are at 1, 258 and 515.
 	i=0
 	for ((i = 0; i < 255; i++)); do
@@ -288,13 +289,13 @@ fd = os.open(sys.argv[1], os.O_RDWR)
 data = b"".join(struct.pack("<QQ", *map(int, l.split())) for l in sys.stdin)
 os.pwrite(fd, data, 4096)
 os.fsync(fd)' "$cow"
-	python3 "$LIB_DIR/cow.py" record "$cow" 254 254 257
+	cow_py record "$cow" 254 254 257
 	pattern "$dev" 1
 	origin_create origin "$dev"
 	snap_add origin snap "$dev" "$cow" P 8
 	dd if=/dev/urandom of="$(path origin)" bs=4K seek=300 count=300 oflag=direct status=none
 	dm_remove snap
-	equal "$(python3 "$LIB_DIR/cow.py" check "$cow" 16384)" "555 valid" "the records"
+	equal "$(cow_py check "$cow" 16384)" "555 valid" "the records"
 }
 
 test_metadata_that_cannot_be_read() {
@@ -306,7 +307,7 @@ test_metadata_that_cannot_be_read() {
 	bad 'header|metadata|COW device' "$(args "$dev $cow P 16")" "a header that cannot be read"
 	# The first area is bad.
 	cow=$(blk_create 8)
-	python3 "$LIB_DIR/cow.py" new "$cow" --chunk 16
+	cow_py new "$cow" --chunk 16
 	echo +16-31 >"$(blk_config "$cow")/badblocks"
 	bad 'metadata|record|area|COW device' "$(args "$dev $cow P 16")" "an area that cannot be read"
 	cow=$good

@@ -35,14 +35,7 @@ WRONG=
 
 # touch_places COUNT STRIDE-CHUNKS CHUNK - writes 4 KiB, COUNT times, STRIDE apart.
 touch_places() {
-	python3 - "$(path origin)" "$1" $(($2 * $3 * 512)) <<'EOP'
-import mmap, os, sys
-fd = os.open(sys.argv[1], os.O_WRONLY | os.O_DIRECT)
-page = mmap.mmap(-1, 4096)
-page[:] = os.urandom(4096)
-for i in range(int(sys.argv[2])):
-    os.pwrite(fd, page, i * int(sys.argv[3]))
-EOP
+	model_py blocks "$(path origin)" 0 "$1" $(($2 * $3 / 8))
 }
 
 test_writes_over_copied_chunks() {

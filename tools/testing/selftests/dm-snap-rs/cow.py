@@ -267,8 +267,8 @@ def number(text):
     return int(text, 0)
 
 
-def main():
-    """Reads the command line."""
+def command_line():
+    """What the arguments may be."""
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers(dest="command", required=True)
     sub = commands.add_parser("new")
@@ -302,10 +302,18 @@ def main():
     sub = commands.add_parser("digest")
     sub.add_argument("cow")
     sub.add_argument("dev")
-    args = parser.parse_args()
+    return parser
+
+
+COMMAND_LINE = command_line()
+
+
+def main(arguments):
+    """Does what the arguments say."""
+    args = COMMAND_LINE.parse_args(arguments)
     {"new": new, "record": record, "count": count, "check": check, "make": make,
      "list": list_records, "merged": merged, "digest": digest}[args.command](args)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

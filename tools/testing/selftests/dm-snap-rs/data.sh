@@ -22,7 +22,7 @@ late_snap() {
 check_records() {
 	local c
 	for c in "$@"; do
-		say "$c: $(python3 "$LIB_DIR/cow.py" check "$c" "$(sectors "$dev")")"
+		say "$c: $(cow_py check "$c" "$(sectors "$dev")")"
 	done
 }
 
@@ -34,7 +34,7 @@ one() {
 	pattern "$dev" 1
 	origin_create origin "$dev"
 	note "seed $SEED"
-	python3 "$LIB_DIR/model.py" run --seed "$SEED" --ops $((500 * LOAD)) \
+	model_py run --seed "$SEED" --ops $((500 * LOAD)) \
 		--origin "$(path origin)" \
 		--snap "$(late_snap snap "$dev" "$cow" "$1" "$2")"
 	matches "$(status snap)" '^[0-9]+/163840 [0-9]+$' "the status"
@@ -54,7 +54,7 @@ five() {
 		args+=(--snap "$(late_snap "snap$i" "$dev" "${cows[i]}" "${stores[i]}" "${chunks[i]}")")
 	done
 	note "seed $SEED"
-	python3 "$LIB_DIR/model.py" run --seed "$SEED" --ops $((600 * LOAD)) \
+	model_py run --seed "$SEED" --ops $((600 * LOAD)) \
 		--max-io 262144 --origin "$(path origin)" "${args[@]}"
 	dm_remove snap0 snap1 snap2 snap3 snap4 origin
 	for i in 0 1 2 3 4; do

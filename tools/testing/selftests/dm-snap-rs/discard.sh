@@ -46,26 +46,7 @@ shows() {
 	for name in $names; do
 		devices+=("$(path "$name")")
 	done
-	python3 - "$TMP/old" "$*" "${devices[@]}" <<'EOP'
-import mmap, os, sys
-old = open(sys.argv[1], "rb").read()
-data = memoryview(mmap.mmap(-1, len(old)))
-for path in sys.argv[3:]:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    for at in range(0, len(old), 1 << 20):
-        assert os.preadv(fd, [data[at:at + (1 << 20)]], at) == 1 << 20
-    at = 0
-    for part in sys.argv[2].split():
-        end = at + int(part[1:]) * 512 if part[1:] else len(old)
-        got = bytes(data[at:end])
-        want = {"+": old[at:end], "-": bytes(end - at), "=": got}[part[0]]
-        if got != want:
-            wrong = [i for i in range(0, end - at, 512) if got[i:i + 512] != want[i:i + 512]]
-            sys.exit(f"FAILED: {path}: {len(wrong)} sectors of {part} are wrong, "
-                     f"the first is {(at + wrong[0]) // 512}")
-        at = end
-    assert at == len(old), "parts"
-EOP
+	model_py parts "$TMP/old" " $*" "${devices[@]}"
 }
 
 # add NAME STORE CHUNK [FEATURE]... - adds a snapshot on COW.
@@ -263,7 +244,7 @@ model() {
 	note "seed $seed"
 	devices
 	add snap "$store" "$chunk" "$ZEROES"
-	python3 "$LIB_DIR/model.py" run --seed "$seed" --ops $((LOAD * 800)) --jobs 6 \
+	model_py run --seed "$seed" --ops $((LOAD * 800)) --jobs 6 \
 		--max-io 131072 --origin "$(path origin)" --snap "$(path snap)=" \
 		--discard "$(path snap):$chunk" "${@:3}"
 }
@@ -422,9 +403,9 @@ test_discards_of_a_merge() {
 	# A merge takes discards where both devices do.
 	cow=$(blk_create 32 discard=1)
 	pattern "$dev" 1
-	python3 "$LIB_DIR/cow.py" make "$cow" "$(sectors "$dev")" --chunk 8 --count "$count" --seed 5
+	cow_py make "$cow" "$(sectors "$dev")" --chunk 8 --count "$count" --seed 5
 	snap_create snap "$dev" "$cow" P 8
-	text=$(python3 "$LIB_DIR/cow.py" list "$cow")
+	text=$(cow_py list "$cow")
 	# The last record is merged first.
 	first=$(tail -n 1 <<<"$text")
 	first=${first% *} last=${text%% *}
@@ -461,7 +442,7 @@ test_discards_while_it_merges() {
 	other=$(blk_create 40)
 	pattern "$dev" 1
 	cow=$(blk_create 40 discard=1)
-	python3 "$LIB_DIR/cow.py" make "$cow" "$(sectors "$dev")" --chunk 8 --count 2000 --seed 6
+	cow_py make "$cow" "$(sectors "$dev")" --chunk 8 --count 2000 --seed 6
 	origin_create origin "$dev"
 	snap_add origin other "$dev" "$other" P 32
 	before=$(digest "$(path other)")

@@ -58,7 +58,7 @@ test_p_is_invalid() {
 	fill_up P 8 Invalid
 	# The header says so, so that it stays invalid.
 	dm_remove snap
-	python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")" | grep 'invalid$'
+	cow_py check "$cow" "$(sectors "$dev")" | grep 'invalid$'
 	snap_add origin snap "$dev" "$cow" P 8
 	equal "$(status snap)" Invalid "the status after it was created again"
 	refused snap_read
@@ -102,7 +102,7 @@ test_po_by_the_snapshot() {
 	refused dd if=/dev/urandom of="$(path snap)" bs=4K seek=1000 count=500 oflag=direct status=none
 	equal "$(status snap)" Overflow "the status"
 	dm_remove snap
-	python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")" --old 0 --old 49 | grep ' valid$'
+	cow_py check "$cow" "$(sectors "$dev")" --old 0 --old 49 | grep ' valid$'
 	dm_suspend cow
 	dm_load cow "$(linear_table "$space" 16384)"
 	dm_resume cow
@@ -129,15 +129,15 @@ test_holes_are_used_again() {
 	# The C target never uses them again.
 	local sum
 	devices 1024
-	python3 "$LIB_DIR/cow.py" new "$cow" --chunk 8
-	python3 "$LIB_DIR/cow.py" record "$cow" 0 5 127
+	cow_py new "$cow" --chunk 8
+	cow_py record "$cow" 0 5 127
 	sum=$(digest "$dev" 48)
 	snap_add origin snap "$dev" "$cow" P 8
 	dd if=/dev/urandom of="$(path origin)" bs=4K count=100 seek=10 oflag=direct status=none
 	matches "$(status snap)" '^[0-9]+/1024 ' "the status"
 	equal "$(digest "$(path snap)" 48)" "$sum" "SNAP"
 	dm_remove snap
-	equal "$(python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")")" "101 valid" "the records"
+	equal "$(cow_py check "$cow" "$(sectors "$dev")")" "101 valid" "the records"
 }
 
 test_invalid_by_the_snapshots_own_write() {
@@ -167,7 +167,7 @@ test_other_snapshots_go_on() {
 	dd if=/dev/urandom of="$(path origin)" bs=64K count=20 oflag=direct status=none
 	equal "$(digest "$(path other)")" "$sum" "the large one when the small one is gone"
 	dm_remove other
-	say "$(python3 "$LIB_DIR/cow.py" check "$other" "$(sectors "$dev")")"
+	say "$(cow_py check "$other" "$(sectors "$dev")")"
 	snap_add origin other "$dev" "$other" P 16
 	equal "$(digest "$(path other)")" "$sum" "the large one, created again"
 }
@@ -205,7 +205,7 @@ test_cow_that_ends_at_an_area_border() {
 	equal "$(digest "$(path snap)")" "$sum" "SNAP when all is in use"
 	matches "$(status snap)" '^41[0-9][0-9]/4120 ' "the status"
 	dm_remove snap
-	equal "$(python3 "$LIB_DIR/cow.py" check "$(path cow)" 8192)" "511 valid" "the records"
+	equal "$(cow_py check "$(path cow)" 8192)" "511 valid" "the records"
 	snap_add origin snap "$dev" "$(path cow)" P 8
 	equal "$(digest "$(path snap)")" "$sum" "SNAP, created again"
 	log_mark border

@@ -27,7 +27,7 @@ live() {
 
 # load_once SEED OPS NAME - verified random I/O on ORIGIN and a snapshot.
 load_once() {
-	python3 "$LIB_DIR/model.py" run --seed "$1" --ops "$2" --max-io 131072 \
+	model_py run --seed "$1" --ops "$2" --max-io 131072 \
 		--origin "$(path origin)" --snap "$(path "$3")="
 }
 
@@ -96,7 +96,7 @@ test_transient_on_one_device() { on_one_device N 16; }
 test_no_metadata_is_read_again() {
 	local i
 	devices 32 48
-	python3 "$LIB_DIR/cow.py" make "$cow" "$(sectors "$dev")" --chunk 8 --count 5000 --seed 3
+	cow_py make "$cow" "$(sectors "$dev")" --chunk 8 --count 5000 --seed 3
 	origin_create origin "$dev"
 	snap_add origin snap "$dev" "$cow" P 8
 	STATUS=$(status snap) SUM=$(digest "$(path snap)")
@@ -139,7 +139,7 @@ test_read_only_and_read_write_in_a_loop() {
 	stop_load
 	equal "$(digest "$(path snap)")" "$(digest "$mirror")" "SNAP after $rounds rounds"
 	dm_remove snap
-	python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")" | grep ' valid$'
+	cow_py check "$cow" "$(sectors "$dev")" | grep ' valid$'
 	snap_create snap "$dev" "$cow" P 8
 	equal "$(digest "$(path snap)")" "$(digest "$mirror")" "SNAP, created again"
 }
@@ -152,7 +152,7 @@ test_a_record_that_is_not_durable_yet() {
 	for i in 1 2 3; do
 		dd if=/dev/urandom of="$(path snap)" bs=4K count=5 seek=$((i * 300)) oflag=direct status=none
 		reload P 8
-		python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")" \
+		cow_py check "$cow" "$(sectors "$dev")" \
 			--old $((i * 300)) --old $((i * 300 + 4))
 	done
 	SUM=$(digest "$(path snap)")
@@ -330,7 +330,7 @@ test_the_old_device_goes_while_the_new_one_waits() {
 		equal "$(status snap2)" Invalid "the status"
 	fi
 	dm_remove snap2
-	SUM=$(python3 "$LIB_DIR/cow.py" digest "$cow" "$dev")
+	SUM=$(cow_py digest "$cow" "$dev")
 	snap_add origin snap "$dev" "$cow" P 8
 	equal "$(digest "$(path snap)")" "$SUM" "SNAP, loaded anew"
 	works snap
@@ -360,7 +360,7 @@ test_the_snapshot_goes_while_a_merge_waits() {
 		equal "$(status origin)" Invalid "the status"
 		equal "$(digest "$(path origin)")" "$(digest "$dev")" "ORIGIN"
 	fi
-	equal "$(python3 "$LIB_DIR/cow.py" digest "$cow" "$dev")" "$SUM" "SNAP by the format"
+	equal "$(cow_py digest "$cow" "$dev")" "$SUM" "SNAP by the format"
 	dm_load origin "$(origin_table "$dev")"
 	dm_resume origin
 	merge_reload origin "$dev" "$cow" P 8

@@ -24,16 +24,16 @@ turns() {
 			equal "$(digest "$(path snap)")" "$sum" "SNAP, opened by $t"
 			equal "$(digest "$(path origin)")" "$osum" "ORIGIN, opened by $t"
 		fi
-		python3 "$LIB_DIR/model.py" run --seed "$seed" --ops 120 --max-io 131072 \
+		model_py run --seed "$seed" --ops 120 --max-io 131072 \
 			--origin "$(path origin)" --snap "$(path snap)="
 		sum=$(digest "$(path snap)") osum=$(digest "$(path origin)")
 		dm_remove snap origin
-		say "records by $t: $(python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")")"
+		say "records by $t: $(cow_py check "$cow" "$(sectors "$dev")")"
 		seed=$((seed + 1))
 	done
 	if [ "$chunk" = 8 ]; then
 		# More than an area of 256 records was filled.
-		(($(python3 "$LIB_DIR/cow.py" count "$cow") > 512)) || fail "too few records"
+		(($(cow_py count "$cow") > 512)) || fail "too few records"
 	fi
 }
 
@@ -62,7 +62,7 @@ border() {
 	dd if=/dev/urandom of="$(path origin)" bs=$((count * 4))K count=1 oflag=direct \
 		iflag=fullblock status=none
 	dm_remove snap origin
-	equal "$(python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")")" "$count valid" "records of $first"
+	equal "$(cow_py check "$cow" "$(sectors "$dev")")" "$count valid" "records of $first"
 	use_targets "$second"
 	origin_create origin "$dev"
 	snap_add origin snap "$dev" "$cow" P 8
@@ -74,7 +74,7 @@ border() {
 	dd if=/dev/urandom of="$(path origin)" bs=4K seek=1000 count=5 oflag=direct status=none
 	equal "$(digest "$(path snap)")" "$sum" "SNAP, after more writes by $second"
 	dm_remove snap origin
-	equal "$(python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")")" "$((count + 5)) valid" "records of $second"
+	equal "$(cow_py check "$cow" "$(sectors "$dev")")" "$((count + 5)) valid" "records of $second"
 	use_targets "$first"
 	snap_create snap "$dev" "$cow" P 8
 	equal "$(digest "$(path snap)")" "$sum" "SNAP, opened by $first again"
@@ -95,7 +95,7 @@ test_an_invalid_snapshot_of_the_other_target() {
 	for first in c rs; do
 		on_c && first=c
 		use_targets "$first"
-		python3 "$LIB_DIR/cow.py" new "$cow" --chunk 8
+		cow_py new "$cow" --chunk 8
 		linear_create small "$cow" 256
 		origin_create origin "$dev"
 		snap_add origin snap "$dev" "$(path small)" P 8
@@ -118,10 +118,6 @@ by() {
 	if on_c; then use_targets c; else use_targets "$1"; fi
 }
 
-cow_py() {
-	python3 "$LIB_DIR/cow.py" "$@"
-}
-
 # pair DEV-MIB COW-MIB - DEV with a pattern, and COW.
 pair() {
 	dev=$(blk_create "$1")
@@ -136,7 +132,7 @@ written_by() {
 	origin_create origin "$dev"
 	snap_add origin snap "$dev" "$cow" P "$2"
 	SUM=$(digest "$(path snap)")
-	python3 "$LIB_DIR/model.py" touch "$(path origin)" "$2" "$3" 5
+	model_py touch "$(path origin)" "$2" "$3" 5
 	equal "$(digest "$(path snap)")" "$SUM" "SNAP, written by $1"
 	dm_remove snap origin
 	equal "$(cow_py check "$cow" "$(sectors "$dev")")" "$3 valid" "the records of $1"
@@ -148,7 +144,7 @@ continued_by() {
 	origin_create origin "$dev"
 	snap_add origin snap "$dev" "$cow" P "$2"
 	equal "$(digest "$(path snap)")" "$SUM" "SNAP, opened by $1"
-	python3 "$LIB_DIR/model.py" run --seed 9 --ops 40 --max-io 131072 \
+	model_py run --seed 9 --ops 40 --max-io 131072 \
 		--origin "$(path origin)" --snap "$(path snap)="
 	SUM=$(digest "$(path snap)")
 	dm_remove snap origin

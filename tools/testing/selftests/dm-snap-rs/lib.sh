@@ -140,6 +140,7 @@ begin() {
 	fi
 	ktap_set_plan "$1"
 	trap at_exit EXIT
+	helper_start
 	remove_all >/dev/null 2>&1
 }
 
@@ -151,7 +152,7 @@ run_test() {
 		ktap_test_fail "$2"
 		return
 	fi
-	rm -f "$TMP/skip"
+	[ ! -e "$TMP/skip" ] || rm "$TMP/skip"
 	log_mark start
 	# Job control gives the test a process group of its own, by which all of
 	# its processes can be ended.
@@ -160,7 +161,7 @@ run_test() {
 		set -e
 		set +m
 		trap - EXIT
-		"$1"
+		GROUP=$BASHPID "$1"
 	) >"$TMP/log" 2>&1 </dev/null &
 	pid=$!
 	sleep "$LIMIT" &
@@ -174,6 +175,8 @@ run_test() {
 			echo "stack of $p ($(tr '\0' ' ' <"/proc/$p/cmdline")):"
 			cat "/proc/$p/stack"
 		done >>"$TMP/log" 2>&1
+		# If it ended, somebody may have waited for it.
+		cat "$TMP/helper.log" >>"$TMP/log"
 	fi
 	kill -- "-$watch" 2>/dev/null
 	kill -KILL -- "-$pid" 2>/dev/null
@@ -194,12 +197,49 @@ run_test() {
 		sed -n 's/^note: /# /p' "$TMP/log"
 		ktap_test_pass "$2"
 	elif ((rc == KSFT_SKIP)) && [ -e "$TMP/skip" ]; then
-		ktap_test_skip "$2" "$(cat "$TMP/skip")"
+		ktap_test_skip "$2" "$(<"$TMP/skip")"
 	else
 		tail -n 60 "$TMP/log" | sed 's/^/# /'
 		log_since start | tail -n 20 | sed 's/^/# log: /'
 		ktap_test_fail "$2"
 	fi
+}
+
+# helper_start - starts helper.py, which ends when nobody has its FIFO open any more.
+helper_start() {
+	mkfifo "$TMP/requests"
+	python3 "$LIB_DIR/helper.py" "$TMP/requests" >"$TMP/helper.log" 2>&1 </dev/null &
+	HELPER=$!
+	exec {REQUESTS}<>"$TMP/requests"
+}
+
+# helped SCRIPT ARG... - what `python3 SCRIPT ARG...` would do, by helper.py.  Its
+# process belongs to the test, and ends with it.
+helped() {
+	local reply=$TMP/reply.$BASHPID request status out err
+	kill -0 "$HELPER" 2>/dev/null || fail "helper.py has ended: $(cat "$TMP/helper.log")"
+	mkfifo "$reply"
+	# In one piece, as there may be others.
+	printf -v request '%q ' "$reply" "$GROUP" "$@"
+	printf '%s\n' "$request" >&"$REQUESTS"
+	{
+		read -r status
+		IFS= read -r -d '' out
+		IFS= read -r -d '' err
+	} <"$reply"
+	printf '%s' "$err" >&2
+	printf '%s' "$out"
+	return "$status"
+}
+
+# model_py ARG... - model.py, for what a device must show.
+model_py() {
+	helped model.py "$@"
+}
+
+# cow_py ARG... - cow.py, for what is on a COW device.
+cow_py() {
+	helped cow.py "$@"
 }
 
 # finish - to be called last.
@@ -210,7 +250,7 @@ finish() {
 # run_tests - the whole script: every function named test_*, in the order of the
 # file, under its own name; or only those named in the arguments.
 run_tests() {
-	local all
+	local all name
 	if (($# == 0)); then
 		# No process substitution: a plain devtmpfs has no /dev/fd.
 		mapfile -t all <<<"$(sed -n 's/^\(test_[a-z0-9_]*\)().*/\1/p' "$0")"
@@ -218,7 +258,8 @@ run_tests() {
 	fi
 	begin $#
 	while (($# > 0)); do
-		run_test "$1" "$(tr _ ' ' <<<"${1#test_}")"
+		name=${1#test_}
+		run_test "$1" "${name//_/ }"
 		shift
 	done
 	finish
@@ -277,6 +318,10 @@ load_c() {
 # load_targets - loads what the tests stand on; on failure prints why.
 load_targets() {
 	local m
+	command -v python3 || {
+		echo "no python3 here"
+		return 1
+	}
 	for m in dm_mod null_blk configfs; do
 		# Without nr_devices=0 null_blk makes a device that nobody asked for.
 		case $m in
@@ -441,33 +486,29 @@ settle() {
 	done
 }
 
-# io_count DEVICE FIELD - prints a counter of the block layer: reads,
-# read_sectors, writes, write_sectors, discards, discard_sectors or flushes.
+# The counters of the block layer, by their place in a device's line of figures.
+declare -A IO_FIELDS=(
+	[reads]=0 [read_sectors]=2 [writes]=4 [write_sectors]=6
+	[discards]=11 [discard_sectors]=13 [flushes]=15
+)
+
+# io_count DEVICE FIELD - prints one of these counters.
 io_count() {
-	local stat n
-	case $2 in
-	reads) n=0 ;;
-	read_sectors) n=2 ;;
-	writes) n=4 ;;
-	write_sectors) n=6 ;;
-	discards) n=11 ;;
-	discard_sectors) n=13 ;;
-	flushes) n=15 ;;
-	*) fail "io_count: no field $2" ;;
-	esac
+	local stat
 	read -ra stat <"$(sysfs "$1")/stat"
-	echo "${stat[n]}"
+	echo "${stat[IO_FIELDS[$2]]}"
 }
 
 # io_mark DEVICE... - remembers the counters of these devices; io_since tells
 # how far they went since.
 declare -A IO_MARK
 io_mark() {
-	local d f
+	local d f stat
 	for d in "$@"; do
 		settle "$d"
-		for f in reads read_sectors writes write_sectors discards discard_sectors flushes; do
-			IO_MARK[$d.$f]=$(io_count "$d" $f)
+		read -ra stat <"$(sysfs "$d")/stat"
+		for f in "${!IO_FIELDS[@]}"; do
+			IO_MARK[$d.$f]=${stat[IO_FIELDS[$f]]}
 		done
 	done
 }
@@ -481,20 +522,20 @@ io_since() {
 # pattern DEVICE SEED [MIB] - fills a device, or its first MIB, with data that
 # differs in every sector and from seed to seed.
 pattern() {
-	python3 "$LIB_DIR/model.py" fill "$1" "$2" ${3:+--mib "$3"}
+	model_py fill "$1" "$2" ${3:+--mib "$3"}
 }
 
 # digest DEVICE [OFFSET COUNT] - prints a checksum of a device, or of COUNT
 # sectors from sector OFFSET, read from the device and not from the page cache.
 digest() {
-	python3 "$LIB_DIR/model.py" digest "$@"
+	model_py digest "$@"
 }
 
 # sequential read|write DEVICE MIB [OFFSET] - direct I/O of 1 MiB, one after the
 # other, from memory in one piece, so that nothing but the device cuts it up.
 # OFFSET is in sectors.
 sequential() {
-	python3 "$LIB_DIR/model.py" sequential "$@"
+	model_py sequential "$@"
 }
 
 # exclusive DEVICE... - true when each device can be opened exclusively: nobody
@@ -617,7 +658,8 @@ snap_add() {
 status() {
 	local line
 	line=$(dmsetup status "$PREFIX$1")
-	cut -d ' ' -f 4- <<<"$line"
+	read -r _ _ _ line <<<"$line"
+	echo "$line"
 }
 
 # status_is NAME TEXT - true when the status line is this.
@@ -723,7 +765,7 @@ start_load() {
 	shift
 	note "seed $seed"
 	rm -f "$TMP/stop"
-	python3 "$LIB_DIR/model.py" run --seed "$seed" --ops 10000000 --max-io 131072 \
+	model_py run --seed "$seed" --ops 10000000 --max-io 131072 \
 		--stop "$TMP/stop" --origin "$LOAD_DEV" "$@" &
 	LOAD_PID=$!
 	still_loading
@@ -772,48 +814,51 @@ log_has() {
 # kernel_reports NAME - prints the kernel's reports of trouble since the mark;
 # false when there are none.
 kernel_reports() {
-	log_since "$1" | grep -E -A 20 '(^|[^[:alpha:]])(BUG:|WARNING:|Oops|general protection fault|INFO: task .* blocked|possible circular locking|possible recursive locking|suspicious RCU usage|rcu: INFO|unreferenced object|KASAN|rust_kernel: panicked|kernel BUG at)'
+	local all
+	all=$(log_since "$1")
+	[ -n "$all" ] && grep -E -A 20 '(^|[^[:alpha:]])(BUG:|WARNING:|Oops|general protection fault|INFO: task .* blocked|possible circular locking|possible recursive locking|suspicious RCU usage|rcu: INFO|unreferenced object|KASAN|rust_kernel: panicked|kernel BUG at)' <<<"$all"
 }
 
 # ---------------------------------------------------------------------------
 # Leaving nothing behind
 
-# our_dm - prints the full names of all our device-mapper devices.
+# our_dm - puts the full names of all our device-mapper devices into OURS, those that
+# were made last first: others do not stand on them.
 our_dm() {
 	local f name
+	OURS=()
 	for f in /sys/class/block/dm-*/dm/name; do
 		[ -e "$f" ] || continue
 		read -r name <"$f"
-		[[ $name != "$PREFIX"* ]] || echo "$name"
+		[[ $name != "$PREFIX"* ]] || OURS=("$name" "${OURS[@]}")
 	done
 }
 
 # remove_dm - removes all our device-mapper devices, in whichever order it can.
 remove_dm() {
-	local names i f suspended
+	local i f suspended
 	# The removal of a merge waits for its flush, which is held for an hour.
 	if [ -e "$TMP/held" ]; then
 		timeout 20 dmsetup wipe_table --noflush --nolockfs "$(<"$TMP/held")" >"$TMP/remove" 2>&1
 		rm "$TMP/held"
 	fi
 	for i in 1 2 3 4 5 6 7; do
-		names=$(our_dm | tr '\n' ' ')
-		[ -n "$names" ] || return 0
+		our_dm
+		((${#OURS[@]} > 0)) || return 0
 		((i < 6)) || sleep 1
 		# A suspended device holds back I/O that others wait for.
 		for f in /sys/class/block/dm-*/dm; do
 			read -r suspended <"$f/suspended"
-			if [ "$suspended" = 1 ] && [[ " $names" == *" $(<"$f/name") "* ]]; then
+			if [ "$suspended" = 1 ] && [[ " ${OURS[*]} " == *" $(<"$f/name") "* ]]; then
 				timeout 20 dmsetup resume "$(<"$f/name")"
 			fi
 		done
-		# Those that were made last go first: others do not stand on them.
-		for f in $(tac -s ' ' <<<"$names"); do
+		for f in "${OURS[@]}"; do
 			timeout 20 dmsetup remove "$f" >"$TMP/remove" 2>&1
 		done
 	done
 	cat "$TMP/remove"
-	echo "FAILED: these devices cannot be removed: $names"
+	echo "FAILED: these devices cannot be removed: ${OURS[*]}"
 	return 1
 }
 
@@ -821,10 +866,12 @@ remove_dm() {
 # for each, when something cannot be removed.  A script may define remove_first,
 # for what has to go before the devices.
 remove_all() {
-	local m mounts f file d all=() rc=0
-	mounts=$(awk -v p="$TMP/" 'index($2, p) == 1 { print $2 }' /proc/mounts | tac)
+	local m mounts=() f file d all=() folders=() rc=0
 	# The mounts that were made last go first.
-	for m in $mounts; do
+	while read -r _ m _; do
+		[[ $m != "$TMP/"* ]] || mounts=("$m" "${mounts[@]}")
+	done </proc/mounts
+	for m in "${mounts[@]}"; do
 		timeout 30 umount "$m" || umount -l "$m"
 	done
 	! declare -F remove_first >/dev/null || remove_first
@@ -835,16 +882,16 @@ remove_all() {
 		[[ $file != "$TMP/"* ]] || losetup -d "/dev/$(basename "${f%/loop/*}")" || rc=1
 	done
 	for d in "$NULLB/$PREFIX"*; do
-		[ ! -d "$d" ] || all+=("$(blk_path "$d")")
+		[ -d "$d" ] || continue
+		folders+=("$d")
+		all+=("$(blk_path "$d")")
 	done
 	((${#all[@]} > 0)) || return $rc
 	if ! exclusive "${all[@]}"; then
 		echo "FAILED: one of ${all[*]} is still held by somebody"
 		rc=1
 	fi
-	for d in "$NULLB/$PREFIX"*; do
-		rmdir "$d" || rc=1
-	done
+	rmdir "${folders[@]}" || rc=1
 	return $rc
 }
 

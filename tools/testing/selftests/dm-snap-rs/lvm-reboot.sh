@@ -51,7 +51,7 @@ prepare() {
 		scatter "$(path "$name")" 16
 	done
 	read -ra cow <<<"$(table middle_snap-cow)"
-	sums+="${cow[4]} ${cow[1]} $(python3 "$LIB_DIR/cow.py" count "$(path middle_snap-cow)")"
+	sums+="${cow[4]} ${cow[1]} $(cow_py count "$(path middle_snap-cow)")"
 	say "the notes: $sums"
 	dd of="$pv" bs=1M seek="$(notes_offset)" conv=sync,fsync status=none <<<"$sums"
 	# The first merge is put off as its origin is in use, and remains so.
@@ -74,7 +74,7 @@ verify() {
 	read -ra sums <<<"$(dd if="$pv" bs=1M skip="$(notes_offset)" count=1 status=none | tr -d '\0')"
 	[ "${#sums[@]}" = 5 ] || fail "no notes of the first run are on $pv"
 	linear_create cow "$(path pv)" "${sums[3]}" "${sums[2]}"
-	left=$(python3 "$LIB_DIR/cow.py" count "$(path cow)")
+	left=$(cow_py count "$(path cow)")
 	dm_remove cow
 	note "records of the merge that was in the middle: first ${sums[4]}, now $left"
 	((left > 0 && left < sums[4])) || fail "$left records are left of ${sums[4]}"

@@ -64,12 +64,12 @@ test_several_snapshots_while_both_sides_are_written() {
 	for chunk in 4 16 64; do
 		all+=(--snap "$(path "s$chunk")=lvcreate -s -n s$chunk -L 24M -c ${chunk}K $VG/origin")
 	done
-	python3 "$LIB_DIR/model.py" run --seed 1 --ops $((240 * LOAD)) --origin "$(path origin)" "${all[@]}"
+	model_py run --seed 1 --ops $((240 * LOAD)) --origin "$(path origin)" "${all[@]}"
 	equal "$(table s64 | cut -d ' ' -f 7)" 128 "the chunk size of a snapshot"
 	equal "$(lvs --noheadings -o data_percent "$VG" | xargs)" \
 		"$(percent s16) $(percent s4) $(percent s64)" "LVM's percents"
 	lvremove -f "$VG/s16"
-	python3 "$LIB_DIR/model.py" run --seed 2 --ops $((120 * LOAD)) --origin "$(path origin)" \
+	model_py run --seed 2 --ops $((120 * LOAD)) --origin "$(path origin)" \
 		--snap "$(path s4)=" --snap "$(path s64)="
 }
 
@@ -289,7 +289,7 @@ test_merge_is_stopped_in_the_middle_and_goes_on() {
 	pv_fast
 	# The records that are left on the COW device.
 	dm_create cow "$cow"
-	now=$(python3 "$LIB_DIR/cow.py" count "$(path cow)")
+	now=$(cow_py count "$(path cow)")
 	dm_remove cow
 	say "records: first 2048, now $now"
 	((now > 0 && now < 2048)) || fail "this is not the middle: $now records are left"
@@ -304,7 +304,7 @@ test_a_snapshot_is_removed_under_writes() {
 	vg_create 128
 	lv_create origin 12
 	lv_snapshot keep origin 16
-	python3 "$LIB_DIR/model.py" run --seed 3 --ops 100000 --stop "$TMP/stop" \
+	model_py run --seed 3 --ops 100000 --stop "$TMP/stop" \
 		--origin "$(path origin)" --snap "$(path keep)=" &
 	pid=$!
 	for round in 1 2; do
@@ -464,7 +464,7 @@ test_deactivation_keeps_what_is_in_a_snapshot() {
 	lv_snapshot s1 origin 24
 	lv_snapshot s2 origin 24 -c 32K
 	for round in 1 2; do
-		python3 "$LIB_DIR/model.py" run --seed "$round" --ops $((100 * LOAD)) --max-io 131072 \
+		model_py run --seed "$round" --ops $((100 * LOAD)) --max-io 131072 \
 			--origin "$(path origin)" --snap "$(path s1)=" --snap "$(path s2)="
 		before=$(shown)
 		vgchange -an "$VG"

@@ -42,7 +42,7 @@ prepare() {
 	hold_create dev "$(path part)"
 	dev=$(path dev)
 	pattern "$dev" 5
-	python3 "$LIB_DIR/cow.py" make "$cow" "$size" --chunk 8 --count "$COUNT" --seed 6
+	cow_py make "$cow" "$size" --chunk 8 --count "$COUNT" --seed 6
 	merge_create origin "$dev" "$cow" P 8
 	wait_for 60 has_begun || fail "the merge does not begin"
 	# What is acknowledged with a flush is there after the restart.
@@ -53,7 +53,7 @@ prepare() {
 	sum=$(digest "$(path origin)")
 	printf '%s\n' "$sum" | dd of="$DEV" bs=1M seek=$((size / 2048)) conv=sync,fsync status=none
 	lose_power cow part
-	i=$(python3 "$LIB_DIR/cow.py" count "$COW")
+	i=$(cow_py count "$COW")
 	note "$i of $COUNT records are left"
 	((i > 0 && i < COUNT)) || fail "this is not the middle"
 }
@@ -64,10 +64,10 @@ verify() {
 	dev=$(path part)
 	read -r sum <<<"$(dd if="$DEV" bs=1M skip=$((size / 2048)) count=1 status=none | tr -d '\0')"
 	[ -n "$sum" ] || fail "no notes of the first run are on $DEV"
-	count=$(python3 "$LIB_DIR/cow.py" check "$cow" "$size")
+	count=$(cow_py check "$cow" "$size")
 	note "$count records"
 	((${count% *} > 0)) || fail "there is nothing left to merge"
-	equal "$(python3 "$LIB_DIR/cow.py" digest "$cow" "$dev")" "$sum" "SNAP by the format"
+	equal "$(cow_py digest "$cow" "$dev")" "$sum" "SNAP by the format"
 	snap_create snap "$dev" "$cow" P 8
 	equal "$(digest "$(path snap)")" "$sum" "SNAP"
 	dm_remove snap
@@ -75,7 +75,7 @@ verify() {
 	equal "$(digest "$(path origin)")" "$sum" "ORIGIN"
 	wait_merged origin
 	equal "$(digest "$dev")" "$sum" "DEV, all merged"
-	python3 "$LIB_DIR/cow.py" check "$cow" "$size" | grep '^0 valid'
+	cow_py check "$cow" "$size" | grep '^0 valid'
 }
 
 case $PHASE in

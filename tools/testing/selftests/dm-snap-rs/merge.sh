@@ -13,10 +13,6 @@
 COUNT=5000
 on_c && COUNT=500
 
-cow_py() {
-	python3 "$LIB_DIR/cow.py" "$@"
-}
-
 # ---------------------------------------------------------------------------
 # What the tests begin with
 
@@ -32,7 +28,7 @@ devices() {
 written() {
 	origin_create origin "$dev"
 	snap_add origin snap "$dev" "$cow" "$1" "$2"
-	python3 "$LIB_DIR/model.py" run --seed 7 --ops 60 --max-io 131072 \
+	model_py run --seed 7 --ops 60 --max-io 131072 \
 		--origin "$(path origin)" --snap "$(path snap)="
 	SUM=$(digest "$(path snap)")
 	[ "$(digest "$(path origin)")" != "$SUM" ] || fail "there is nothing to merge"
@@ -433,7 +429,7 @@ test_in_use_when_all_is_merged() {
 	dm_suspend origin
 	snap_create new "$dev" "$new" P 8
 	dm_resume origin
-	python3 "$LIB_DIR/model.py" run --seed 3 --ops 100 --max-io 131072 \
+	model_py run --seed 3 --ops 100 --max-io 131072 \
 		--origin "$(path origin)" --snap "$(path new)="
 	equal "$(status origin)" "16/49152 16" "the status"
 }

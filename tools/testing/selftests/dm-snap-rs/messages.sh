@@ -32,15 +32,7 @@ snap() {
 # write_blocks NAME FIRST COUNT [STEP] - writes blocks of 4 KiB one by one, each STEP
 # blocks after the last.
 write_blocks() {
-	python3 - "$(path "$1")" "$2" "$3" "${4:-1}" <<'EOP'
-import mmap, os, sys
-fd = os.open(sys.argv[1], os.O_WRONLY | os.O_DIRECT)
-page = mmap.mmap(-1, 4096)
-first, count, step = map(int, sys.argv[2:])
-for i in range(count):
-    page[:] = os.urandom(4096)
-    os.pwrite(fd, page, (first + i * step) * 4096)
-EOP
+	model_py blocks "$(path "$1")" "$2" "$3" "${4:-1}"
 }
 
 # message NAME WORD... - sends a message and prints the answer.
@@ -98,7 +90,7 @@ committed() {
 	local chunk
 	chunk=$(table "${3:-snap}" | cut -d ' ' -f 7)
 	equal "$(message "${3:-snap}" commit)" "chunk_size $chunk records $1 generation $2" "the answer"
-	equal "$(python3 "$LIB_DIR/cow.py" count "$cow")" "$1" "the records on COW"
+	equal "$(cow_py count "$cow")" "$1" "the records on COW"
 }
 
 # Of the reads of ORIGIN one in 16 is timed, the first being the first, and with it
@@ -247,7 +239,7 @@ test_figures_of_a_load() {
 	note "seed $seed"
 	devices
 	snap P
-	python3 "$LIB_DIR/model.py" run --seed "$seed" --ops $((LOAD * 200)) --jobs 6 --max-io 65536 \
+	model_py run --seed "$seed" --ops $((LOAD * 200)) --jobs 6 --max-io 65536 \
 		--origin "$(path origin)" --snap "$(path snap)="
 	runs=$(message snap commit | cut -d ' ' -f 4)
 	stats snap
@@ -297,7 +289,7 @@ test_a_merge() {
 	dev=$(path dev)
 	cow=$(blk_create 40)
 	pattern "$dev" 1
-	python3 "$LIB_DIR/cow.py" make "$cow" "$(sectors "$dev")" --chunk 8 --count 2000 --seed 5
+	cow_py make "$cow" "$(sectors "$dev")" --chunk 8 --count 2000 --seed 5
 	snap_create snap "$dev" "$cow" P 8
 	committed 2000 0
 	dm_suspend snap

@@ -10,6 +10,12 @@ model.py sequential read|write DEVICE MIB [OFFSET]
     Direct I/O of 1 MiB from sector OFFSET on, each from memory in one piece.
 model.py touch DEVICE CHUNK COUNT SEED
     Writes a sector in each of COUNT chunks of CHUNK sectors, at random places.
+model.py blocks DEVICE FIRST COUNT STEP
+    Writes COUNT blocks of 4 KiB one by one, each STEP blocks after the last.
+model.py parts FILE PARTS DEVICE...
+    Fails unless each of the devices shows, from its first sector on, parts of so many
+    sectors: +N what FILE has there, -N zeroes, =N whatever it be.  The last may be
+    without a number: all the rest.
 model.py run --seed N --origin DEVICE [--snap DEVICE=COMMAND]... [options]
     Concurrent jobs read and write an origin and its snapshots at random, while
     a model in memory keeps what each device must show.  COMMAND creates the
@@ -466,8 +472,40 @@ def touch(args):
         sys.exit(f"{args.device}: {failed[0]}")
 
 
-def main():
-    """Reads the command line."""
+def blocks(args):
+    """The blocks command."""
+    fd = os.open(args.device, os.O_WRONLY | os.O_DIRECT)
+    data = buffer(PAGE)
+    for index in range(args.count):
+        data[:] = os.urandom(PAGE)
+        write_all(fd, data, (args.first + index * args.step) * PAGE)
+    os.close(fd)
+
+
+def parts(args):
+    """The parts command."""
+    with open(args.file, "rb") as file:
+        old = file.read()
+    got = memoryview(bytearray(len(old)))
+    for path in args.devices:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        read_all(fd, got)
+        os.close(fd)
+        at = 0
+        for part in args.parts.split():
+            end = at + int(part[1:]) * SECTOR if part[1:] else len(old)
+            want = {"+": old[at:end], "-": bytes(end - at), "=": got[at:end]}[part[0]]
+            wrong = first_difference(got[at:end], want)
+            if wrong is not None:
+                sys.exit(f"FAILED: {path}: {part} is wrong from sector "
+                         f"{at // SECTOR + wrong} on")
+            at = end
+        if at != len(old):
+            sys.exit(f"FAILED: the parts end at sector {at // SECTOR}")
+
+
+def command_line():
+    """What the arguments may be."""
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers(dest="command", required=True)
     sub = commands.add_parser("fill")
@@ -487,6 +525,15 @@ def main():
     sub.add_argument("device")
     for name in "chunk", "count", "seed":
         sub.add_argument(name, type=int)
+    sub = commands.add_parser("blocks")
+    sub.add_argument("device")
+    for name in "first", "count", "step":
+        sub.add_argument(name, type=int)
+    sub = commands.add_parser("parts")
+    sub.add_argument("file")
+    # Behind a blank, since it may begin as an option does.
+    sub.add_argument("parts", type=str)
+    sub.add_argument("devices", nargs="+")
     sub = commands.add_parser("run")
     sub.add_argument("--seed", type=int, required=True)
     sub.add_argument("--ops", type=int, default=400)
@@ -498,8 +545,17 @@ def main():
                      metavar="DEVICE=COMMAND")
     sub.add_argument("--discard", action="append", default=[],
                      metavar="DEVICE:CHUNK")
-    args = parser.parse_args()
-    plain = {"fill": fill, "digest": digest, "sequential": sequential, "touch": touch}
+    return parser
+
+
+COMMAND_LINE = command_line()
+
+
+def main(arguments):
+    """Does what the arguments say."""
+    args = COMMAND_LINE.parse_args(arguments)
+    plain = {"fill": fill, "digest": digest, "sequential": sequential, "touch": touch,
+             "blocks": blocks, "parts": parts}
     if args.command in plain:
         plain[args.command](args)
     else:
@@ -510,4 +566,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

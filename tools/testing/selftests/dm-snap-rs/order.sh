@@ -53,7 +53,7 @@ test_origin_not_suspended() {
 test_origin_not_suspended_under_load() {
 	devices
 	origin_create origin "$dev"
-	python3 "$LIB_DIR/model.py" run --seed 3 --ops $((300 * LOAD)) --origin "$(path origin)" \
+	model_py run --seed 3 --ops $((300 * LOAD)) --origin "$(path origin)" \
 		--snap "$(path snap)=dmsetup create ${PREFIX}snap --table '$(snap_table "$dev" "$cow" P 8)'" \
 		--snap "$(path snap2)=dmsetup create ${PREFIX}snap2 --table '$(snap_table "$dev" "$cow2" N 32)'"
 }

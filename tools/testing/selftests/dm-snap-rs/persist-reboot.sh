@@ -50,7 +50,7 @@ prepare() {
 	pattern "$(path dev)" 5
 	origin_create origin "$(path dev)"
 	snap_add origin snap "$(path dev)" "$(path cow)" P 8
-	python3 "$LIB_DIR/model.py" run --seed 6 --ops 200 --max-io 131072 \
+	model_py run --seed 6 --ops 200 --max-io 131072 \
 		--origin "$(path origin)" --snap "$(path snap)="
 	dd if=/dev/urandom of="$last" bs=512 count="$LAST" status=none
 	printf '%s %s %s\n' "$(digest "$(path origin)")" \
@@ -73,9 +73,9 @@ verify() {
 	equal "$(digest "$(path snap)" 0 "$(last_place)")" "$snap" "SNAP"
 	equal "$(dd if="$(path snap)" skip="$(last_place)" status=none | md5sum)" "$last" \
 		"what was written last to SNAP"
-	say "records: $(python3 "$LIB_DIR/cow.py" check "$(path cow)" "$(sectors "$(path dev)")")"
+	say "records: $(cow_py check "$(path cow)" "$(sectors "$(path dev)")")"
 	# And it goes on from here.
-	python3 "$LIB_DIR/model.py" run --seed 7 --ops 100 --max-io 131072 \
+	model_py run --seed 7 --ops 100 --max-io 131072 \
 		--origin "$(path origin)" --snap "$(path snap)="
 }
 

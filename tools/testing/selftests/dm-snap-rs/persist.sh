@@ -15,7 +15,7 @@ devices() {
 
 # load OPS SEED - random writes to both sides of the existing devices.
 load() {
-	python3 "$LIB_DIR/model.py" run --seed "$2" --ops "$1" --max-io 131072 \
+	model_py run --seed "$2" --ops "$1" --max-io 131072 \
 		--origin "$(path origin)" --snap "$(path snap)="
 }
 
@@ -30,7 +30,7 @@ again() {
 		sum=$(digest "$(path snap)")
 		numbers=$(status snap)
 		dm_remove snap
-		say "records: $(python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")")"
+		say "records: $(cow_py check "$cow" "$(sectors "$dev")")"
 		snap_add origin snap "$dev" "$cow" "$1" "$2"
 		equal "$(digest "$(path snap)")" "$sum" "SNAP after round $round"
 		matches "$(status snap)" "^[0-9]+/98304 ${numbers##* }\$" "the status"
@@ -75,7 +75,7 @@ test_write_to_snap_then_remove_at_once() {
 		snap_create snap "$dev" "$cow" P 8
 		equal "$(digest "$(path snap)")" "$sum" "SNAP in round $round"
 		dm_remove snap
-		equal "$(python3 "$LIB_DIR/cow.py" count "$cow")" $((5 * round)) "records"
+		equal "$(cow_py count "$cow")" $((5 * round)) "records"
 	done
 }
 
@@ -87,24 +87,24 @@ test_records_are_there_when_a_flush_is_done() {
 	origin_create origin "$dev"
 	snap_add origin snap "$dev" "$cow" P 8
 	dd if=/dev/urandom of="$(path snap)" bs=4K count=3 seek=10 oflag=direct conv=fsync status=none
-	python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")" --old 10 --old 11 --old 12
+	cow_py check "$cow" "$(sectors "$dev")" --old 10 --old 11 --old 12
 	# The same for one FUA write each of a whole chunk and of a part.
 	for sync in "bs=4K seek=20" "bs=512 seek=168"; do
 		# shellcheck disable=SC2086
 		dd if=/dev/urandom of="$(path snap)" $sync count=1 oflag=direct,dsync status=none
 	done
-	python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")" --old 20 --old 21
+	cow_py check "$cow" "$(sectors "$dev")" --old 20 --old 21
 	# An origin write waits for its record: no flush is needed.
 	dd if=/dev/urandom of="$(path origin)" bs=4K count=1 seek=30 oflag=direct status=none
-	python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")" --old 30
+	cow_py check "$cow" "$(sectors "$dev")" --old 30
 	# An origin write to what SNAP has written makes that record durable too.
 	dd if=/dev/urandom of="$(path snap)" bs=4K count=1 seek=40 oflag=direct status=none
 	dd if=/dev/urandom of="$(path origin)" bs=4K count=1 seek=40 oflag=direct status=none
-	python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")" --old 40
+	cow_py check "$cow" "$(sectors "$dev")" --old 40
 	# A suspend does so for everything.
 	dd if=/dev/urandom of="$(path snap)" bs=4K count=2 seek=50 oflag=direct status=none
 	dm_suspend snap
-	python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")" --old 50 --old 51
+	cow_py check "$cow" "$(sectors "$dev")" --old 50 --old 51
 	dm_resume snap
 }
 
@@ -115,7 +115,7 @@ test_a_record_is_durable_within_its_second() {
 	snap_add origin snap "$dev" "$cow" P 8
 	dd if=/dev/urandom of="$(path snap)" bs=4K count=1 seek=60 oflag=direct status=none
 	# The limit is the one of the test: a timing decides nothing here.
-	records="python3 $LIB_DIR/cow.py check $cow $(sectors "$dev") --old 60"
+	records="cow_py check $cow $(sectors "$dev") --old 60"
 	wait_for 30 eval "$records" || fail "the record was never written"
 }
 
@@ -125,7 +125,7 @@ test_a_transient_snapshot_writes_no_header() {
 	snap_create snap "$dev" "$cow" N 8
 	dd if=/dev/urandom of="$(path snap)" bs=4K count=1 oflag=direct status=none
 	dm_remove snap
-	refused python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")"
+	refused cow_py check "$cow" "$(sectors "$dev")"
 }
 
 test_the_header_is_what_the_format_says() {

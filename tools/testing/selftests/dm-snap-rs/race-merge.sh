@@ -44,7 +44,7 @@ all_merged() {
 	dm_remove origin
 	linear_create plain "${NBD[dev]}"
 	shows plain 0 "$want"
-	equal "$(python3 "$LIB_DIR/cow.py" check "${NBD[cow]}" 32768)" "0 valid" "the records"
+	equal "$(cow_py check "${NBD[cow]}" 32768)" "0 valid" "the records"
 }
 
 # held N DEVICE WHAT - waits until N requests of a device are held.

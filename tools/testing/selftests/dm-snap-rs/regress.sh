@@ -147,7 +147,7 @@ test_snapshots_come_and_go_with_a_threshold_of_one() {
 	stop_load
 	throttled
 	dm_remove snap origin
-	say "$(python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")")"
+	say "$(cow_py check "$cow" "$(sectors "$dev")")"
 }
 
 # in_flight DEVICE COUNT - true when so many writes are.

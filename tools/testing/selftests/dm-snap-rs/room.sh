@@ -170,7 +170,7 @@ queue_origin() {
 	equal "$(digest "$dev")" "$(digest "$(path origin)")" "ORIGIN"
 	[ "$1" = N ] && return
 	dm_remove snap
-	equal "$(python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")")" "220 valid" "the records"
+	equal "$(cow_py check "$cow" "$(sectors "$dev")")" "220 valid" "the records"
 	snap "$1"
 	shows_old
 	now=$(digest "$dev")
@@ -193,7 +193,7 @@ test_large_origin_writes_wait() {
 	ends
 	shows_old
 	dm_remove snap
-	equal "$(python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")")" "256 valid" "the records"
+	equal "$(cow_py check "$cow" "$(sectors "$dev")")" "256 valid" "the records"
 }
 
 # queue_snap STORE - writes to SNAP wait, of whole chunks and of parts.
@@ -231,7 +231,7 @@ test_load_while_cow_is_full_again_and_again() {
 	snap P "$QUEUE"
 	log_mark full
 	note "seed ${before:=$RANDOM}"
-	python3 "$LIB_DIR/model.py" run --seed "$before" --ops $((LOAD * 600)) --jobs 6 --max-io 65536 \
+	model_py run --seed "$before" --ops $((LOAD * 600)) --jobs 6 --max-io 65536 \
 		--origin "$(path origin)" --snap "$(path snap)=" &
 	load=$!
 	for size in 2048 3072 4096 6144 8192 12288 16384 24576 32768 49152 65536; do
@@ -406,7 +406,7 @@ test_removal_of_snap_lets_the_origin_go() {
 	dm_remove snap
 	ends
 	equal "$(digest "$dev")" "$(digest "$(path origin)")" "ORIGIN"
-	equal "$(python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")")" "126 valid" "the records"
+	equal "$(cow_py check "$cow" "$(sectors "$dev")")" "126 valid" "the records"
 }
 
 test_deferred_removal_of_snap() {
@@ -418,7 +418,7 @@ test_deferred_removal_of_snap() {
 	grow 4096
 	ends
 	wait_for 10 eval '! dm_exists snap' || fail "it is still there"
-	equal "$(python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")")" "200 valid" "the records"
+	equal "$(cow_py check "$cow" "$(sectors "$dev")")" "200 valid" "the records"
 }
 
 test_forced_removal() {
@@ -508,7 +508,7 @@ error_origin() {
 	is_good snap
 	[ "$1" = N ] && return
 	dm_remove snap
-	matches "$(python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")")" ' valid$' "the records"
+	matches "$(cow_py check "$cow" "$(sectors "$dev")")" ' valid$' "the records"
 	snap "$1" "$ERROR"
 	shows_old
 }
@@ -564,7 +564,7 @@ test_other_snapshots_after_a_refused_write() {
 		shows_old other
 		shows_old more
 		dm_remove other more snap
-		equal "$(python3 "$LIB_DIR/cow.py" check "$more" "$(sectors "$dev")")" "4096 valid" "the records"
+		equal "$(cow_py check "$more" "$(sectors "$dev")")" "4096 valid" "the records"
 		dm_remove origin cow
 	done
 }

@@ -24,7 +24,7 @@ start_load() {
 	local seed=$RANDOM
 	note "seed $seed"
 	rm -f "$TMP/stop"
-	python3 "$LIB_DIR/model.py" run --seed "$seed" --ops 10000000 --max-io 262144 \
+	model_py run --seed "$seed" --ops 10000000 --max-io 262144 \
 		--stop "$TMP/stop" --origin "$(path origin)" "$@" &
 	LOAD_PID=$!
 	writes_before=$(io_count "$dev" writes)
@@ -65,7 +65,7 @@ test_snapshots_come_and_go_under_writes() {
 	still_moving
 	stop_load
 	dm_remove snap origin
-	say "$(python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")")"
+	say "$(cow_py check "$cow" "$(sectors "$dev")")"
 }
 
 test_reload_of_the_origin_under_writes() {
@@ -100,7 +100,7 @@ test_reload_of_the_snapshot_under_writes() {
 	still_moving
 	stop_load
 	dm_remove snap origin
-	say "$(python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")")"
+	say "$(cow_py check "$cow" "$(sectors "$dev")")"
 	snap_add_alone
 }
 
@@ -202,7 +202,7 @@ test_queued_writes_when_the_snapshot_is_removed() {
 		kill "$pid" 2>/dev/null || true
 		wait "$pid" || true
 		wait_for 10 dmsetup remove "${PREFIX}snap"
-		say "$(python3 "$LIB_DIR/cow.py" check "$cow" "$(sectors "$dev")")"
+		say "$(cow_py check "$cow" "$(sectors "$dev")")"
 		new_cow "$cow"
 		snap_add origin snap "$dev" "$cow" P 8
 	done
