@@ -398,7 +398,7 @@ test_discards_of_a_merge() {
 	local disk count=3000 last first hole text
 	on_c && skip "the C target takes none"
 	disk=$(blk_create 24 cache_size=1 discard=1)
-	dm_create dev "0 $(sectors "$disk") delay $disk 0 0 $disk 0 0 $disk 0 250"
+	dm_create dev "0 $(sectors "$disk") delay $disk 0 0 $disk 0 0 $disk 0 3000"
 	dev=$(path dev)
 	# A merge takes discards where both devices do.
 	cow=$(blk_create 32 discard=1)

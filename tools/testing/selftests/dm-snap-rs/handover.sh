@@ -66,7 +66,7 @@ part() {
 on_one_device() {
 	local i
 	no_handover_on_c "$1"
-	devices 16 40
+	devices 8 24
 	live "$1" "$2"
 	for i in 1 2 3; do
 		reload "$1" "$2"
@@ -95,8 +95,9 @@ test_transient_on_one_device() { on_one_device N 16; }
 
 test_no_metadata_is_read_again() {
 	local i
-	devices 32 48
-	cow_py make "$cow" "$(sectors "$dev")" --chunk 8 --count 5000 --seed 3
+	# Six areas.
+	devices 8 24
+	cow_py make "$cow" "$(sectors "$dev")" --chunk 8 --count 1500 --seed 3
 	origin_create origin "$dev"
 	snap_add origin snap "$dev" "$cow" P 8
 	STATUS=$(status snap) SUM=$(digest "$(path snap)")
@@ -115,9 +116,9 @@ test_no_metadata_is_read_again() {
 test_read_only_and_read_write_in_a_loop() {
 	# Both sides are written all the while: ORIGIN by a load that verifies, SNAP in
 	# each round, and what SNAP must show is kept on a device beside it.
-	local i d mirror rounds=$((20 * LOAD))
-	devices 16 64
-	mirror=$(blk_create 16)
+	local i d mirror rounds=$((10 * LOAD))
+	devices 8 64
+	mirror=$(blk_create 8)
 	live P 8 40
 	dd if="$(path snap)" of="$mirror" bs=1M iflag=direct oflag=direct status=none
 	start_load origin
@@ -125,13 +126,13 @@ test_read_only_and_read_write_in_a_loop() {
 		dmsetup load --readonly "${PREFIX}snap" --table "$(snap_table "$dev" "$cow" P 8)"
 		dm_resume snap
 		equal "$(blockdev --getro "$(path snap)")" 1 "whether it is read-only"
-		equal "$(part "$(path snap)" $((i % 16)))" "$(part "$mirror" $((i % 16)))" \
+		equal "$(part "$(path snap)" $((i % 8)))" "$(part "$mirror" $((i % 8)))" \
 			"a part of SNAP in round $i, read-only"
 		dm_load snap "$(snap_table "$dev" "$cow" P 8)"
 		dm_resume snap
 		dd if=/dev/urandom of="$TMP/data" bs=20K count=1 status=none
 		for d in "$(path snap)" "$mirror"; do
-			dd if="$TMP/data" of="$d" bs=20K count=1 seek=$((i * 37)) oflag=direct \
+			dd if="$TMP/data" of="$d" bs=20K count=1 seek=$((i * 37 % 400)) oflag=direct \
 				conv=notrunc status=none
 		done
 	done
@@ -193,7 +194,7 @@ test_features_change() {
 # to_another_device STORE CHUNK
 to_another_device() {
 	no_handover_on_c "$1"
-	devices 16 40
+	devices 8 24
 	live "$1" "$2"
 	dm_suspend snap
 	snap_create snap2 "$dev" "$cow" "$1" "$2"

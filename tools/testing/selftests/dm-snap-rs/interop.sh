@@ -204,9 +204,9 @@ test_10000_exceptions_of_c_merged() { merge_of 10000 64 60 c rs; }
 
 test_10000_exceptions_of_rust_merged() { merge_of 10000 64 60 rs c; }
 
-test_100000_exceptions_merged_by_rust() { made 100000 2 128 130 c rs --run 20; }
+test_100000_exceptions_merged_by_rust() { made 100000 1 64 58 c rs --run 20; }
 
-test_100000_exceptions_merged_by_c() { made 100000 2 128 130 rs c --run 20; }
+test_100000_exceptions_merged_by_c() { made 100000 1 64 58 rs c --run 20; }
 
 test_holes_of_a_crash_merged_by_rust() { made 2500 8 24 24 c rs --hole 7; }
 
