@@ -20,7 +20,10 @@ INSTALLED=/lib/modules/$(uname -r)/updates/dm-snap-rs-test
 
 # remove_first - nothing of this may stay.
 remove_first() {
-	rm -f "$CONF"
+	if [ -e "$TMP/hidden" ]; then
+		xargs umount <"$TMP/hidden"
+		rm "$TMP/hidden"
+	fi
 	if [ -e "$TMP/layer" ]; then
 		umount /lib/modules && rm "$TMP/layer"
 		rmdir "$TMP/memory"
@@ -261,6 +264,16 @@ writable_layer() {
 	touch "$TMP/layer"
 }
 
+# hide FOLDER... - lays an empty folder over each, until the end of the test.
+hide() {
+	local folder
+	for folder; do
+		mkdir -p "$folder"
+		mount -t tmpfs hidden "$folder"
+		echo "$folder" >>"$TMP/hidden"
+	done
+}
+
 # installed - the module is where modprobe finds it; neither is loaded.
 installed() {
 	need modprobe depmod
@@ -270,7 +283,8 @@ installed() {
 	cp "$(find_module)" "$INSTALLED"
 	depmod
 	unload
-	mkdir -p "${CONF%/*}"
+	# What this machine tells modprobe is no matter here.
+	hide /etc/modprobe.d "${CONF%/*}"
 }
 
 # told LINE... - modprobe's configuration.
@@ -301,7 +315,6 @@ creates() {
 test_own_names_load_the_module() {
 	installed
 	devices
-	rm -f "$CONF"
 	creates snapshot-rs dm_snap_rs
 	creates snap-origin-rs dm_snap_rs
 	creates snap-merge-rs dm_snap_rs
