@@ -7,10 +7,12 @@
 #	persist-reboot.sh verify DEV COW
 #
 # Both are whole disks of at least 33 and 49 MiB that keep their contents.
-# prepare ends with the snapshot in use, and from some moment on nothing reaches the
-# disks; the last MiB of DEV keeps what verify needs to know.
+# prepare ends the machine in the moment when the last write has been acknowledged as
+# durable, so nobody can tell how it went but verify. The last MiB of DEV keeps what that
+# needs to know.
 #
-# From the host:
+# From the host, whose tools/vm/run has to end the first time by saying that the guest
+# ended before its command:
 #	truncate -s 33M dev.img; truncate -s 49M cow.img
 #	for phase in prepare verify; do
 #		tools/vm/run --disk dev.img --disk cow.img --copy <this folder> -- \
@@ -56,10 +58,21 @@ prepare() {
 	printf '%s %s %s\n' "$(digest "$(path origin)")" \
 		"$(digest "$(path snap)" 0 "$(last_place)")" "$(md5sum <"$last")" |
 		dd of="$DEV" bs=1M seek="$(note_offset)" conv=sync,fsync status=none
-	# What is acknowledged as durable is there, in the very next moment.
-	dd if="$last" of="$(path snap)" bs="$LAST"b count=1 seek=$(($(last_place) * 512)) \
-		oflag=direct,dsync,seek_bytes conv=notrunc status=none
-	lose_power cow dev
+	# One process does both: a record that is not there now would be a moment later.
+	python3 - "$last" "$(path snap)" $(($(last_place) * 512)) <<-'EOP'
+		import os
+		import sys
+
+		with open(sys.argv[1], "rb") as file:
+		    data = file.read()
+		snap = os.open(sys.argv[2], os.O_WRONLY)
+		power = os.open("/proc/sysrq-trigger", os.O_WRONLY)
+		os.pwrite(snap, data, int(sys.argv[3]))
+		os.fsync(snap)
+		os.write(power, b"b")
+	EOP
+	sleep 60
+	fail "the machine goes on"
 }
 
 verify() {
