@@ -170,13 +170,15 @@ run_test() {
 	wait -n -p first "$pid" "$watch" || rc=$?
 	if [ "$first" = "$watch" ]; then
 		rc=124
-		echo "FAILED: not finished after $LIMIT s" >>"$TMP/log"
-		for p in $(pgrep -g "$pid"); do
-			echo "stack of $p ($(tr '\0' ' ' <"/proc/$p/cmdline")):"
-			cat "/proc/$p/stack"
-		done >>"$TMP/log" 2>&1
-		# If it ended, somebody may have waited for it.
-		cat "$TMP/helper.log" >>"$TMP/log"
+		{
+			echo "FAILED: not finished after $LIMIT s"
+			for p in $(pgrep -g "$pid"); do
+				echo "stack of $p ($(tr '\0' ' ' <"/proc/$p/cmdline")):"
+				cat "/proc/$p/stack"
+			done
+			# If it ended, somebody may have waited for it.
+			cat "$TMP/helper.log"
+		} >>"$TMP/log" 2>&1
 	fi
 	kill -- "-$watch" 2>/dev/null
 	kill -KILL -- "-$pid" 2>/dev/null
