@@ -321,13 +321,18 @@ def clients(rig, case, trace):
 
 
 def commits(rig, events):
-    """How many writes went to metadata areas of the COW device."""
+    """How many commits the COW device has had: the writes to its metadata areas, but the
+    first one to each, which zeroes it. The first area was zeroed when the snapshot was made.
+    """
     number = device_number(rig.cows[0])
-    per_area = rig.chunk * SECTOR // 16
+    stride = rig.chunk * SECTOR // 16 + 1
+    zeroed = {0}
     total = 0
     for _, _, dev, operation, sector, count, *_ in events.parsed():
-        if dev == number and "W" in operation and count:
-            total += sector // rig.chunk % (per_area + 1) == 1 or sector // rig.chunk == 0
+        area, place = divmod(sector // rig.chunk - 1, stride)
+        if dev == number and "W" in operation and count and place == 0:
+            total += area in zeroed
+            zeroed.add(area)
     return total
 
 
@@ -459,7 +464,7 @@ def activate(rig, case, trace):
 
 
 def taken(rig):
-    """The memory that the snapshot takes, in bytes: all, of slab, of vmalloc."""
+    """The memory that the snapshot takes when it is activated, in bytes: all, slab, vmalloc."""
     before = memory()
     dm_create("snap0", rig.snap_table(rig.cows[0]))
     time.sleep(SETTLE)
@@ -471,8 +476,8 @@ def taken(rig):
 
 
 def keep(rig, case, _):
-    """The memory that an active snapshot takes: in bytes for each of its many exceptions, and
-    what one takes that has none."""
+    """The memory that an active snapshot takes: all of it, in bytes for each of its many
+    exceptions; and what one takes that has none."""
     # Activated twice: what is written then takes memory of null_blk the first time.
     write_image(rig, [])
     for _ in range(2):
@@ -480,10 +485,10 @@ def keep(rig, case, _):
         run("dmsetup", "remove", "snap0")
         time.sleep(SETTLE)
     late_image(rig, case)
-    full = taken(rig)
-    each = [(a - b) / case.count for a, b in zip(full, empty)]
-    return {"bytes_each": each[0], "slab_each": each[1], "vmalloc_each": each[2],
-            "empty": empty[0], "status": run("dmsetup", "status", "snap0").split()[3:]}
+    total, slab, vmalloc = taken(rig)
+    return {"bytes_each": total / case.count, "slab_each": slab / case.count,
+            "vmalloc_each": vmalloc / case.count, "empty": empty[0],
+            "status": run("dmsetup", "status", "snap0").split()[3:]}
 
 
 class DmIoctl(ctypes.Structure):

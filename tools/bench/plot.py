@@ -11,6 +11,8 @@ matplotlib.use("Agg")
 # The same figures give the same files.
 matplotlib.rcParams["svg.hashsalt"] = "snapshot-rs"
 matplotlib.rcParams["font.size"] = 9
+# Text stays text, which is small and can be searched.
+matplotlib.rcParams["svg.fonttype"] = "none"
 
 # pylint: disable=wrong-import-position
 from matplotlib import pyplot  # noqa: E402
@@ -20,9 +22,9 @@ VARIANTS = (("raw", "raw device", "#999999"), ("c", "C dm-snapshot", "#d55e00"),
             ("thin", "dm-thin, 64K blocks", "#56b4e9"), ("ours", "snapshot-rs", "#009e73"))
 
 
-def save(figure, folder, name):
-    """Writes a figure in both formats."""
-    figure.tight_layout()
+def save(figure, folder, name, top=0.0):
+    """Writes a figure in both formats; so many inches at its top are taken."""
+    figure.tight_layout(rect=(0, 0, 1, 1 - top / figure.get_figheight()))
     figure.savefig(f"{folder}/{name}.svg", metadata={"Date": None})
     figure.savefig(f"{folder}/{name}.png", dpi=120, metadata={"Software": None})
     pyplot.close(figure)
@@ -48,10 +50,12 @@ def bars(rows, folder, name, title, unit):
     axes.set_xlabel(unit)
     axes.margins(x=0.08, y=0.01)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title)
+    inch = 1 / figure.get_figheight()
+    figure.suptitle(title, y=1 - 0.1 * inch)
     # Above the bars, where it covers none of them.
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, fontsize=8, frameon=False)
-    save(figure, folder, name)
+    figure.legend(loc="upper center", bbox_to_anchor=(0.5, 1 - 0.3 * inch), ncols=4, fontsize=8,
+                  frameon=False)
+    save(figure, folder, name, 0.5)
 
 
 def lines(panels, folder):
