@@ -16,7 +16,7 @@ bench_prepare() {
 	bench_kernel=$("$DM_TOP/tools/bench/kernel-uml")
 	bench_root=$("$DM_TOP/tools/bench/tree" guest)
 	if [ -z "$BENCH_MODULE" ]; then
-		out=$DM_CACHE/out/$(basename "$bench_kernel")
+		out=$DM_CACHE/out/$(basename "$bench_kernel")${OUT_SUFFIX:-}
 		run_logged "$DM_CACHE/log/bench-module.log" "building the module for User-Mode Linux" \
 			with_lock "out-$(basename "$out")" \
 			"$DM_TOP/tools/build/in-root" make -C "$DM_TOP" --no-print-directory -j2 \

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Boots the exact benchmark's guests and keeps what they say."""
+"""Boots guests on User-Mode Linux with a time of its own, and keeps what they say."""
 
 import concurrent.futures
 import json
@@ -30,16 +30,22 @@ class Guest:
 
     def boot(self, case, variant, *options):
         """Runs one case in one boot; returns its result, and all that it printed."""
+        files = [f"{HERE}/guest.py", f"{HERE}/cases.py"]
+        if variant == "ours":
+            files.append(self.module)
+        return self.run(files, ["guest.py", case, variant, *options])
+
+    def run(self, files, command):
+        """Runs a Python program, with these files beside it, in one boot; returns what it
+        says of its result, and all that it printed."""
         # The guest's memory is a file; here it needs no disk.
-        with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="dm-snap-rs-bench.") as job:
-            for name in "guest.py", "cases.py":
-                shutil.copy(f"{HERE}/{name}", job)
-            if variant == "ours":
-                shutil.copy(self.module, f"{job}/dm_snap_rs.ko")
+        with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="dm-snap-rs-uml.") as job:
+            for name in files:
+                shutil.copy(name, job)
             start = f"{job}/start"
             with open(start, "w", encoding="ascii") as file:
-                file.write("#!/bin/sh\nPYTHONDONTWRITEBYTECODE=1 exec python3 guest.py "
-                           f"{case} {variant} {' '.join(options)} 2>&1\n")
+                file.write("#!/bin/sh\nPYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0 exec python3 "
+                           f"{' '.join(command)} 2>&1\n")
             os.chmod(start, 0o755)
             output = self.linux(job)
         result = None
@@ -78,19 +84,20 @@ class Guest:
                 os.killpg(pid, signal.SIGKILL)
 
 
-def run_all(guest, jobs, tell):
-    """Boots guests for jobs, (case, variant) or more; returns their results in order.
+def run_all(guest, jobs, tell, boot=None):
+    """Boots guests for jobs, each the arguments of boot; returns their results in order.
 
     tell(job, seconds, failure) hears of each; failure is what a boot printed that
     brought no result.
     """
     stopped = threading.Event()
+    boot = boot or guest.boot
 
     def one(job):
         if stopped.is_set():
             return None
         begin = time.monotonic()
-        result, output = guest.boot(*job)
+        result, output = boot(*job)
         if not stopped.is_set():
             tell(job, time.monotonic() - begin, None if result is not None else output)
         return result
