@@ -44,6 +44,11 @@ install:
 check demo:
 	@tools/$@
 
+# The long tests of power cuts, an hour or less.
+.PHONY: check-crash
+check-crash:
+	@tools/check crash_long
+
 .PHONY: vm-shell
 vm-shell: all
 	@tools/vm/run
@@ -92,6 +97,7 @@ Building
 Trying and testing
   make demo           see it at work, in a virtual machine
   make check          run all tests
+  make check-crash    cut the power at 10,000 moments, kill 50 virtual machines
   make bench          compare it with the kernel's targets; CASES= picks some
   make bench-gate     see that no exact figure has become worse
   make host-test      run the tests that need no kernel
