@@ -58,7 +58,7 @@ def main():
             why = "no result"
         else:
             why = (f"{result['cuts']} of {result['cuts'] + result['failed']} cuts are good, "
-                   f"{result['events']} events ({' '.join(result['digests'])})")
+                   f"{result['torn']} of them within a commit, {result['events']} events ({' '.join(result['digests'])})")
         verdict = "not ok" if result is None or result["failed"] or not result["cuts"] else "ok"
         print(f"{verdict} - power cuts of seed {seed}: {why}", flush=True)
         return result, output
@@ -66,13 +66,15 @@ def main():
     results = runner.run_all(guest, [(seed,) for seed in seeds], lambda *_: None, boot)
     good = [result for result in results if result is not None]
     cuts = sum(result["cuts"] for result in good)
+    torn = sum(result["torn"] for result in good)
     failed = sum(result["failed"] for result in good) + len(results) - len(good)
     seconds = time.monotonic() - begin
     if failed and not options:
         print("A line that begins with FAILED SEED:GENERATION:POINT is done once more by"
               f" `tools/crash/run --points {points} --replay SEED:GENERATION:POINT`.")
-    print(f"crash: {cuts} cuts in {len(results)} workloads were good, {failed} were not "
-          f"({seconds:.0f} s, {cuts * 60 / seconds:.0f} cuts a minute)")
+    print(f"crash: {cuts} cuts in {len(results)} workloads were good, {failed} were not; "
+          f"{torn} left a part of a commit ("
+          f"{seconds:.0f} s, {cuts * 60 / seconds:.0f} cuts a minute)")
     sys.exit(1 if failed else 0)
 
 

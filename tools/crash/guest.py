@@ -62,7 +62,7 @@ def main():
     print(f"seed {args.seed}: {setup}", flush=True)
     only = [int(word) for word in args.only.split(":")] if args.only else None
     state = State(setup, rng)
-    done, events, failed, digests = 0, 0, 0, []
+    done, torn, events, failed, digests = 0, 0, 0, 0, []
     for generation in range(GENERATIONS):
         where = f"{args.seed}:{generation}"
         try:
@@ -91,6 +91,7 @@ def main():
             cut = None
             try:
                 cut = Cut(bench, model, f"cut {name}")
+                torn += bool(cut.leftovers)
                 shown = cut.check()
                 if point == heir and state is None:
                     state = state_after(cut, shown)
@@ -109,7 +110,7 @@ def main():
             break
     print("KERNEL LOG", flush=True)
     subprocess.run(["dmesg", "--color=never"], check=True)
-    print("RESULT", json.dumps({"seed": args.seed, "cuts": done, "events": events, "failed": failed,
+    print("RESULT", json.dumps({"seed": args.seed, "cuts": done, "torn": torn, "events": events, "failed": failed,
                                 "digests": digests}), flush=True)
 
 

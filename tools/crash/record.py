@@ -51,7 +51,7 @@ class Setup:
         if rng.random() < 0.3:
             # The last chunk is cut off.
             self.sectors -= least
-        self.full = rng.random() < 0.1
+        self.full = rng.random() < 0.2
         share = 0.3 if self.full else 1.4
         self.cow_sectors = []
         for chunk in self.chunks:
@@ -294,12 +294,27 @@ class Workload:
             at(0, 0.6, self.create, i)
         for _ in range(rng.choice((0, 1, 2, 3))):
             at(0, 1, self.reload)
+        for _ in range(rng.choice((0, 2, 4))):
+            at(0, 0.5, self.burst)
         if self.merging is not None:
             at(0, 0.6, self.after_merge)
         elif self.setup.merge:
             at(0.3, 0.7, self.begin_merge)
             at(0.7, 1, self.after_merge)
         return plan
+
+    def burst(self, _):
+        """Many chunks of a snapshot are written, and their records come together in a commit."""
+        if not self.snaps:
+            return
+        i = self.rng.choice(sorted(self.snaps))
+        chunk = self.setup.chunks[i]
+        self.quiet(f"SNAP{i}")
+        for _ in range(self.rng.randrange(4, 24)):
+            first = self.rng.randrange(self.setup.sectors) // chunk * chunk
+            count = min(max(256 // chunk, 1) * chunk, self.setup.sectors - first)
+            self.write(f"SNAP{i}", first, count, False)
+        self.flush(f"SNAP{i}")
 
     def add(self, i):
         """Makes the device of a snapshot."""
@@ -415,22 +430,24 @@ class Workload:
         area = size // 8 if rng.random() < hot else size
         first = rng.randrange(0, max(area, 1)) // align * align
         count = min(count, size - first, 256)
+        self.write(key, first, count, kind == "fua", kind == "discard")
+
+    def write(self, key, first, count, fua, discard=False):
+        """A write or a discard, unless it would meet one that is in flight."""
         if any(first < end and begin < first + count for begin, end in self.flying[key].values()):
             return
         self.names += 1
         name = self.names
-        if kind == "discard":
-            write = Write(first, count, False, bytes(count * SECTOR), name)
-            self.operations[name] = (key, write)
-            self.mark(f"o begin {name}")
+        data = bytes(count * SECTOR) if discard else stamps(name, first, count)
+        write = Write(first, count, fua, data, name)
+        self.operations[name] = (key, write)
+        self.mark(f"o begin {name}")
+        if discard:
             fcntl.ioctl(self.files[key], BLKDISCARD, struct.pack("<QQ", first * SECTOR, count * SECTOR))
             self.mark(f"o end {name}")
             return
-        write = Write(first, count, kind == "fua", stamps(name, first, count), name)
-        self.operations[name] = (key, write)
         self.flying[key][name] = (first, first + count)
-        self.mark(f"o begin {name}")
-        self.aio.submit(name, self.files[key], Aio.WRITE, buffer(write.data), first * SECTOR, write.fua)
+        self.aio.submit(name, self.files[key], Aio.WRITE, buffer(write.data), first * SECTOR, fua)
 
     def flush(self, key):
         """A flush of a device."""

@@ -17,18 +17,21 @@ MODES = ("none", "all", "dev", "cow", "writes", "blocks", "blocks")
 
 
 def points_of(timeline, count, rng):
-    """Moments to cut at: before and after all that ends something durable, and others."""
+    """Moments to cut at: within commits of several blocks; before and after all that ends
+    something durable; and others."""
     events = timeline.events
-    sharp = set()
-    for at, (kind, _, thing) in enumerate(events):
+    torn, sharp = set(), set()
+    for at, (kind, medium, thing) in enumerate(events):
         if kind in ("end_flush", "mark") or (kind == "end" and thing.fua):
             sharp |= {at, at + 1}
         elif kind == "begin" and thing.fua:
-            sharp.add(at)
-    sharp = sorted(sharp)
-    wanted = min(len(sharp), count * 3 // 4)
-    points = rng.sample(sharp, wanted)
-    points += [rng.randrange(len(events) + 1) for _ in range(count - wanted)]
+            sharp |= {at, at + 1}
+            if medium.startswith("cow") and thing.count > 1:
+                torn.add(at + 1)
+    points = set()
+    for some, share in (torn, 0.25), (sharp, 0.5), (range(len(events) + 1), 1):
+        left = sorted(set(some) - points)
+        points |= set(rng.sample(left, min(len(left), round((count - len(points)) * share))))
     return sorted(points)
 
 
@@ -58,7 +61,7 @@ def heir_of(timeline, points, where, bench, rng):
             cut = Cut(bench, model, f"cut {where}:{point}")
         except Broken:
             continue
-        if any(has_leftovers(cut.images[f"cow{i}"], bench.setup.chunks[i]) for i in cut.usable):
+        if cut.leftovers:
             best = point
             if rng.random() < 0.5:
                 break
@@ -89,6 +92,8 @@ class Cut:
                 continue
             elif i in model.acknowledged:
                 raise Broken(f"the header of snapshot {i} is not valid")
+        self.leftovers = {i for i in self.usable
+                          if has_leftovers(self.images[f"cow{i}"], self.setup.chunks[i])}
 
     def compose(self):
         """The contents of the devices."""
@@ -135,6 +140,13 @@ class Cut:
         status = self.snaps[i].status()
         if "/" not in status:
             raise Broken(f"snapshot {i} is {status} after the cut")
+        if i in self.leftovers:
+            # Else they would be taken for records when those before them are.
+            part = self.bench.parts[f"cow{i}"]
+            memory = read_all(part.path, self.setup.cow_sectors[i] * SECTOR)
+            if has_leftovers(memory, self.setup.chunks[i]):
+                raise Broken(f"snapshot {i}: what a cut commit left was not zeroed")
+            memory.close()
 
     def make(self, name, table):
         """Makes a device."""
