@@ -236,6 +236,9 @@ class Cut:
         self.must_be(expected, self.read(self.origin), "the merged ORIGIN")
         self.must_be(expected, self.read(self.bench.parts["dev"]), "DEV, all merged")
         for i, data in shown.items():
+            # What the merge would overwrite may find no room there.
+            if self.setup.full and "/" not in self.snaps[i].status():
+                continue
             self.must_be(data, self.read(self.snaps[i]), f"SNAP {i}, beside the merge")
 
     def go_on(self, shown):
