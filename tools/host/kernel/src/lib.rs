@@ -16,6 +16,8 @@
 pub mod alloc;
 pub mod error;
 pub mod host;
+pub mod init;
+pub mod sync;
 
 /// Formatting: on the host `core::fmt` itself, which has the same names.
 pub mod fmt {
@@ -27,10 +29,12 @@ pub mod prelude {
     pub use crate::alloc::flags::*;
     pub use crate::alloc::{Box, KBox, KVBox, KVVec, KVec, Vec};
     pub use crate::error::{code::*, Error, Result};
-    pub use crate::{pr_debug, pr_err, pr_info, pr_notice, pr_warn};
+    pub use crate::init::PinInit;
+    pub use crate::{pin_init, pr_debug, pr_err, pr_info, pr_notice, pr_warn};
     pub use core::ffi::CStr;
     pub use core::mem::{align_of, align_of_val, size_of, size_of_val};
     pub use core::pin::Pin;
+    pub use macros::pin_data;
 }
 
 /// Log lines go to the standard error of the test.

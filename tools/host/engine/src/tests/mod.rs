@@ -8,6 +8,7 @@
 mod area;
 mod exception;
 mod format;
+mod image;
 mod pending;
 mod table;
 
