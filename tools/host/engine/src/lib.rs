@@ -8,7 +8,8 @@
 //! module's `dm` from `dm.rs` and `many.rs` here. The tests are in [`tests`].
 //!
 //! [`image`] drives the store over whole images of COW devices, [`naive`] says by the format
-//! alone what must come of that. The fuzzers and the test of damaged images use both.
+//! alone what must come of that; [`line`](mod@line) does both for table lines and messages. The fuzzers
+//! and the test of damaged images use them.
 
 #![deny(unsafe_code)]
 // What the module's other files use is not used here.
@@ -16,6 +17,7 @@
 
 mod dm;
 pub mod image;
+pub mod line;
 mod many;
 pub mod naive;
 

@@ -179,6 +179,16 @@ class Image:
         """The number of a record, or of the place behind the last one."""
         return self.rng.randint(0, len(self.good))
 
+    def own(self, index):
+        """A record that is good in that place: what is there, or else an unused old
+        chunk and an unused new one. So no other rule is broken by what replaces a half."""
+        if index < len(self.good):
+            return self.good[index]
+        olds, news = {o for o, _ in self.good}, {n for _, n in self.good}
+        data = data_chunks(self.chunk, len(self.bytes) // SECTOR)
+        return (next((c for c in range(ORIGIN_SECTORS // self.chunk) if c not in olds), 0),
+                next((c for c in data if c not in news), 2))
+
     def some(self):
         """Some record."""
         return self.rng.choice(self.good or [(0, 2)])
@@ -230,32 +240,33 @@ def random_header(image):
 
 def beyond_device(image):
     """A new chunk that the device does not have."""
-    total = len(image.bytes) // image.size
-    image.put(image.pick(), image.some()[0], image.rng.choice([total, total + 1, *HUGE]))
+    total, index = len(image.bytes) // image.size, image.pick()
+    image.put(index, image.own(index)[0], image.rng.choice([total, total + 1, *HUGE]))
 
 
 def beyond_origin(image):
     """An old chunk that the origin does not have."""
-    end = ORIGIN_SECTORS // image.chunk
-    image.put(image.pick(), image.rng.choice([end, end + 1, *HUGE]), image.some()[1])
+    end, index = ORIGIN_SECTORS // image.chunk, image.pick()
+    image.put(index, image.rng.choice([end, end + 1, *HUGE]), image.own(index)[1])
 
 
 def at_area(image):
     """A new chunk that is an area, or the header."""
-    stride = per_area(image.chunk) + 1
-    image.put(image.pick(), image.some()[0], image.rng.choice([0, 1, 1 + stride, 1 + 2 * stride]))
+    stride, index = per_area(image.chunk) + 1, image.pick()
+    new = image.rng.choice([0, 1, 1, 1 + stride, 1 + 2 * stride])
+    image.put(index, image.own(index)[0], new)
 
 
 def old_twice(image):
     """Two records with the same old chunk."""
     index = image.pick()
-    image.put(index, image.some()[0], image.good[index][1] if index < len(image.good) else 2)
+    image.put(index, image.some()[0], image.own(index)[1])
 
 
 def new_twice(image):
     """Two records with the same new chunk."""
     index = image.pick()
-    image.put(index, image.good[index][0] if index < len(image.good) else 0, image.some()[1])
+    image.put(index, image.own(index)[0], image.some()[1])
 
 
 def record_twice(image):

@@ -285,6 +285,40 @@ proptest! {
         run(3, &ops, fail);
     }
 
+    /// Whatever was inserted and removed: packed, a table takes no more than its runs need, and
+    /// nothing when nothing is left.
+    #[test]
+    #[cfg_attr(miri, ignore = "measures memory")]
+    fn memory_follows_the_runs(ops in prop::collection::vec(op(3000), 1..900)) {
+        let before = host::live_bytes();
+        let (mut table, mut spare) = (Table::new(), Spare::new());
+        let mut model = Model { unit: 1, units: BTreeMap::new() };
+        for op in &ops {
+            match *op {
+                Op::Insert { unit, count, shift } => {
+                    insert(&mut model, &mut table, &mut spare, Fail::Never, (unit, count, shift));
+                }
+                Op::Remove { unit, count } => {
+                    remove(&mut model, &mut table, &mut spare, Fail::Never, (unit, count));
+                }
+                Op::Lookup { .. } | Op::Compact => {}
+            }
+        }
+        drop(spare);
+        table.compact().unwrap();
+        let packed = host::live_bytes() - before;
+        prop_assert!(
+            packed <= 320 + table.runs() * 17,
+            "{} bytes for {} runs", packed, table.runs()
+        );
+        let mut spare = Spare::new();
+        table.remove(Chunk(0), 1 << 20, &mut spare).unwrap();
+        table.compact().unwrap();
+        prop_assert_eq!((table.runs(), table.chunks()), (0, 0));
+        drop(spare);
+        prop_assert_eq!(host::live_bytes(), before);
+    }
+
     /// Runs longer than an entry holds.
     #[test]
     fn long_runs(ops in prop::collection::vec(op(100), 1..200), fail in fails()) {

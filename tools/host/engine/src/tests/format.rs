@@ -265,4 +265,25 @@ proptest! {
             prop_assert_eq!(layout.is_metadata(Chunk(chunk)), is_metadata);
         }
     }
+
+    /// A record is taken if both its chunks are where data can be, and for no other reason.
+    #[test]
+    fn a_record_is_good_where_data_can_be(
+        shift in 0..4u32,
+        cow in 3..3000u64,
+        origin in 1..3000u64,
+        old in prop_oneof![0..400u64, any::<u64>()],
+        new in prop_oneof![0..400u64, any::<u64>()],
+    ) {
+        let layout = Layout::new(size(1 << shift), cow, origin).unwrap();
+        let is_area = |c| (0..).map_while(|a| layout.area_chunk(a)).map(|a| a.0)
+            .take_while(|a| *a <= c).any(|a| a == c);
+        let has_old = u128::from(old) << shift < u128::from(origin);
+        let has_new = (u128::from(new) + 1) << shift <= u128::from(cow);
+        let is_good = has_old && has_new && new != 0 && !is_area(new);
+        let record = Record { old: Chunk(old), new: Chunk(new) };
+        prop_assert_eq!(layout.check(&record).is_ok(), is_good);
+        prop_assert_eq!(layout.is_large_enough(),
+            (1..layout.usable_end()).any(|c| !is_area(c)));
+    }
 }

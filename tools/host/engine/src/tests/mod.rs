@@ -9,8 +9,10 @@ mod area;
 mod exception;
 mod format;
 mod image;
+mod line;
 mod pending;
 mod table;
+mod units;
 
 use proptest::test_runner::{Config, RngSeed};
 

@@ -46,6 +46,7 @@ enum Op {
     Advance(usize),
     Strand(usize),
     End(usize),
+    Forget(u32),
 }
 
 const SNAPS: u32 = 3;
@@ -70,6 +71,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => any::<usize>().prop_map(Op::Advance),
         2 => any::<usize>().prop_map(Op::Strand),
         4 => any::<usize>().prop_map(Op::End),
+        1 => (0..SNAPS).prop_map(Op::Forget),
     ]
 }
 
@@ -220,6 +222,11 @@ proptest! {
                         assert!(flight.advance(item.id, Phase::Volatile).is_empty());
                         assert!(flight.strand(item.id).is_empty());
                     }
+                    None
+                }
+                Op::Forget(snap) => {
+                    flight.forget(SnapId(snap));
+                    items.retain(|i| i.snap != SnapId(snap));
                     None
                 }
             };
