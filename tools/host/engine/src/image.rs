@@ -322,3 +322,43 @@ fn go_on(
     }
     assert!(records.is_empty());
 }
+
+/// Makes an image from any bytes, and [`check`]s it. The first six are what is around the device
+/// and its size; the others are laid into the header and the areas, one area after the other, so
+/// that a short input reaches far.
+pub fn check_bytes(bytes: &[u8]) {
+    let [around, origin, size_low, size_high, seed, filler, metadata @ ..] = bytes else {
+        return;
+    };
+    let setup = Setup {
+        block: 512 << (around & 1),
+        asked: 1 << (around >> 1 & 7),
+        origin_sectors: 1 + u64::from(*origin) * 5,
+    };
+    let sectors = u64::from(u16::from_le_bytes([*size_low, *size_high]) % 400);
+    let mut image = vec![*filler; sectors as usize * 512];
+    let (header, mut records) = metadata.split_at(metadata.len().min(16));
+    if let Some(place) = image.get_mut(..header.len()) {
+        place.copy_from_slice(header);
+    }
+    let said = header.get(12).map_or(1, |byte| u64::from(*byte));
+    let chunk = if [1, 2, 4, 8, 16].contains(&said) {
+        said
+    } else {
+        1
+    };
+    for area in 0.. {
+        let at = (naive::area_chunk(chunk, area) * chunk * 512) as usize;
+        let Some(place) = image.get_mut(at..at + chunk as usize * 512) else {
+            break;
+        };
+        let (now, rest) = records.split_at(records.len().min(place.len()));
+        place.fill(0);
+        place[..now.len()].copy_from_slice(now);
+        records = rest;
+        if records.is_empty() {
+            break;
+        }
+    }
+    check(&image, &setup, u64::from(*seed));
+}
