@@ -57,6 +57,17 @@ vm-shell: all
 host-test:
 	@tools/build/in-root cargo test --manifest-path tools/host/Cargo.toml
 
+# The same with the address sanitizer, but for the model, whose threads have stacks
+# of their own.
+.PHONY: host-asan
+host-asan:
+	@tools/host/asan
+
+.PHONY: fuzz
+SECONDS ?= 60
+fuzz:
+	@tools/host/fuzz/run --seconds $(SECONDS)
+
 .PHONY: snaprs
 snaprs:
 	@tools/snaprs/build
@@ -101,6 +112,9 @@ Trying and testing
   make bench          compare it with the kernel's targets; CASES= picks some
   make bench-gate     see that no exact figure has become worse
   make host-test      run the tests that need no kernel
+  make host-asan      the same with the address sanitizer
+  make fuzz           fuzz the readers of COW devices and of table lines, for a
+                      minute each or SECONDS=
   make vm-shell       a shell in a virtual machine with the module
 
 Working on it
