@@ -125,8 +125,10 @@ impl Live {
         self.chunks_of(range)
     }
 
-    pub(crate) fn whole_chunks(&self, range: Sectors) -> Sectors {
-        self.chunk_size.sectors_of(self.chunks_of(range))
+    pub(crate) fn end_of_first_chunk(&self, range: Sectors) -> Sector {
+        let one = Sectors::new(Sector(range.start), 1);
+        let chunk = self.chunk_size.sectors_of(self.chunks_of(one));
+        Sector(chunk.end.min(range.end))
     }
 
     pub(crate) fn persistent(&self) -> Option<()> {
@@ -141,9 +143,7 @@ impl Live {
         }
     }
 
-    pub(crate) fn waited(&self, was: &mut Io, io: Io) {
-        *was = io;
-    }
+    pub(crate) fn count_wait(&self, _: &Io) {}
 
     pub(crate) fn start_busy(&self) {
         *self.busy.lock().unwrap() += 1;
