@@ -13,14 +13,12 @@ BENCH_MODULE=${BENCH_MODULE:-}
 # BENCH_MODULE.
 bench_prepare() {
 	local out
-	bench_kernel=$("$DM_TOP/tools/bench/kernel-uml")
+	bench_kernel=$("$DM_TOP/tools/build/kernel" uml)
 	bench_root=$("$DM_TOP/tools/bench/tree" guest)
 	if [ -z "$BENCH_MODULE" ]; then
 		out=$DM_CACHE/out/$(basename "$bench_kernel")${OUT_SUFFIX:-}
 		run_logged "$DM_CACHE/log/bench-module.log" "building the module for User-Mode Linux" \
-			with_lock "out-$(basename "$out")" \
-			"$DM_TOP/tools/build/in-root" make -C "$DM_TOP" --no-print-directory -j2 \
-			KDIR="$bench_kernel/build" OUT="$out" ARCH=um CC=x86_64-linux-gnu-gcc-14 module
+			"$DM_TOP/tools/build/module" uml module
 		BENCH_MODULE=$out/dm_snap_rs.ko
 	fi
 }

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# User-Mode Linux with several processors, each a thread of the host.
+CONFIG_SMP=y
+CONFIG_NR_CPUS=4
+CONFIG_PREEMPT=y
