@@ -4,8 +4,8 @@
 # What a guest is booted with, made once and kept in $DM_CACHE/vm:
 #   root/root.ext4            Debian 13 with the tools that tests need
 #   root/busybox              its static busybox, for the initramfs
-#   <release>/modules.ext4    the modules of the kernel, seen as /lib/modules
-#   <release>/initrd          finds these two and switches to the first
+#   <kernel>/modules.ext4     the modules of the kernel, seen as /lib/modules
+#   <kernel>/initrd           finds these two and switches to the first
 # The root image doesn't depend on the kernel: a new kernel costs seconds.
 
 vm_dir=$DM_TOP/tools/vm
@@ -106,6 +106,8 @@ kernel_images() {
 	chmod 755 "$1/initrd.d/init" "$1/initrd.d/guest-init"
 	# Numbered, since each one must be loaded after those that it needs.
 	for m in virtio_pci virtio_console virtio_blk ext4; do
+		# What's neither there nor built in isn't needed, as on User-Mode Linux.
+		modprobe -d "$tree" -S "$VM_RELEASE" --show-depends "$m" >/dev/null 2>&1 || continue
 		while read -r ko; do
 			[[ $seen != *" $ko "* ]] || continue
 			seen+="$ko "
@@ -118,14 +120,14 @@ kernel_images() {
 }
 
 make_kernel_images() {
-	local out=$DM_CACHE/vm/$VM_RELEASE
-	is_fresh "$out" "$1" && return 0
+	local out=$1
+	is_fresh "$out" "$2" && return 0
 	need_packages e2fsprogs kmod xz-utils cpio
 	rm -rf "$out.part"
 	mkdir -p "$out.part"
 	run_logged "$DM_CACHE/log/vm-kernel-images.log" \
-		"making the modules' image of $VM_RELEASE (10 s)" kernel_images "$out.part"
-	mark_fresh "$out.part" "$1"
+		"making the modules' image of $VM_NAME (10 s)" kernel_images "$out.part"
+	mark_fresh "$out.part" "$2"
 	rm -rf "$out"
 	mv "$out.part" "$out"
 }
@@ -133,16 +135,17 @@ make_kernel_images() {
 # images_prepare - makes what's missing, and sets VM_ROOT, VM_MODULES_IMAGE and
 # VM_INITRD. kernel_prepare comes before it.
 images_prepare() {
-	local root_recipe kernel_recipe
+	# A build that is set apart may have other scripts of the guest, too.
+	local root_recipe kernel_recipe out=$DM_CACHE/vm/$VM_NAME${OUT_SUFFIX:-}
 	root_recipe=$(recipe "$vm_dir/packages" \
 		"$(declare -f make_image debian_tar root_image_from_tar)")
 	is_fresh "$DM_CACHE/vm/root" "$root_recipe" ||
 		with_lock vm-root make_root_image "$root_recipe"
 	kernel_recipe=$(recipe "$root_recipe" "$vm_dir/initramfs-init" "$vm_dir/guest-init" \
 		"$(stat -c '%s %Y' "$VM_VMLINUZ")" "$(declare -f make_image kernel_images)")
-	is_fresh "$DM_CACHE/vm/$VM_RELEASE" "$kernel_recipe" ||
-		with_lock "vm-$VM_RELEASE" make_kernel_images "$kernel_recipe"
+	is_fresh "$out" "$kernel_recipe" ||
+		with_lock "vm-$(basename "$out")" make_kernel_images "$out" "$kernel_recipe"
 	VM_ROOT=$DM_CACHE/vm/root/root.ext4
-	VM_MODULES_IMAGE=$DM_CACHE/vm/$VM_RELEASE/modules.ext4
-	VM_INITRD=$DM_CACHE/vm/$VM_RELEASE/initrd
+	VM_MODULES_IMAGE=$out/modules.ext4
+	VM_INITRD=$out/initrd
 }

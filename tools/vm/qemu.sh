@@ -1,7 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash disable=SC2034
 #
-# The machine: an x86-64 QEMU with virtio devices. It's always Debian 13's QEMU,
+# Each file MACHINE.sh gives what tools/vm/run asks of a machine:
+#   machine_prepare           makes what's missing
+#   machine_begin SMP MIB     begins the command line of a machine
+#   machine_disk NAME FILE rw|ro|scratch
+#                             one more disk, with the serial NAME; of a scratch one,
+#                             what is written is forgotten
+#   machine_log FILE          the console only shows the kernel's log, which goes there
+#   machine_console FILE      the console is the user's terminal, and goes there too
+#   machine_port NAME FILE    the guest's port NAME, whose bytes go to FILE; all of them
+#                             are there when the machine has ended
+#   machine_args ARGS         the kernel's arguments; to be called last
+#   machine_run               runs it in the foreground
+#
+# This machine: an x86-64 QEMU with virtio devices. It's always Debian 13's QEMU,
 # unpacked in $DM_CACHE/vm/qemu and run by its own dynamic linker, so that nothing
 # is installed on the host and all hosts have the same one. It also has to be a new
 # one: before 8.1 a processor could go on with old code after another one had
@@ -9,9 +22,9 @@
 
 # Reports of a lockup or a stall must mean one. An emulated guest on a busy host
 # stands still for seconds, hence the long limits.
-vm_cmdline="console=ttyS0 quiet panic=-1 oops=panic watchdog_thresh=30 rcupdate.rcu_cpu_stall_timeout=60"
+qemu_args="console=ttyS0 watchdog_thresh=30 rcupdate.rcu_cpu_stall_timeout=60"
 # Nobody attacks this guest, and the defences make emulation slower.
-vm_cmdline+=" mitigations=off no_timer_check tsc=reliable"
+qemu_args+=" mitigations=off no_timer_check tsc=reliable"
 
 make_qemu() {
 	local out=$DM_CACHE/vm/qemu
@@ -89,14 +102,48 @@ qemu_accel() {
 	esac
 }
 
-# qemu_disk SERIAL FILE OPTIONS - one more disk for QEMU.
-qemu_disk() {
-	QEMU+=(-drive "if=none,id=$1,format=raw,cache=unsafe,discard=unmap,file=${2//,/,,}$3"
+machine_prepare() {
+	qemu_prepare
+	qemu_accel
+}
+
+machine_begin() {
+	qemu_base
+	QEMU+=("${ACCEL[@]}" -smp "$1" -m "$2")
+}
+
+machine_disk() {
+	local how=''
+	case $3 in
+	ro) how=",read-only=on" ;;
+	scratch) how=",snapshot=on" ;;
+	esac
+	QEMU+=(-drive "if=none,id=$1,format=raw,cache=unsafe,discard=unmap,file=${2//,/,,}$how"
 		-device "virtio-blk-pci,drive=$1,serial=$1")
 }
 
-# qemu_port NAME FILE - one more port, whose bytes go to FILE.
-qemu_port() {
+machine_log() {
+	QEMU+=(-serial "file:$1")
+}
+
+machine_console() {
+	QEMU+=(-chardev "stdio,id=console,mux=on,signal=off,logfile=${1//,/,,}"
+		-serial chardev:console)
+}
+
+# Bytes of a port are in its file before the guest goes on. It's a file and not a
+# pipe, since QEMU would drop what a slow reader of a pipe has not taken yet.
+machine_port() {
+	[[ ${QEMU[*]} == *virtio-serial-pci* ]] ||
+		QEMU+=(-device "virtio-serial-pci,ioeventfd=off")
 	QEMU+=(-chardev "file,id=$1,path=${2//,/,,}"
 		-device "virtserialport,chardev=$1,name=$1")
+}
+
+machine_args() {
+	QEMU+=(-append "$qemu_args $1")
+}
+
+machine_run() {
+	exec "${QEMU[@]}"
 }
