@@ -7,12 +7,15 @@
 # kernel_settings NAME - sets, for one of these kernels:
 #   KERNEL_FRAGS   its fragments; an option is named in one of them only
 #   KERNEL_MAKE    what make is told, for the kernel and for modules of it
+#   KERNEL_LDS     what is added to the linker's script of the kernel, a file, or empty
 #   KERNEL_IMAGE   the kernel to boot, in the build tree
 #   KERNEL_WHAT    what it is, for a person
 # and is false when there is none of that name. SUBARCH must not be told, or bindgen
 # gets a target that it doesn't know.
 kernel_settings() {
 	local gcc=CC=x86_64-linux-gnu-gcc-14 clang=CC=clang-19
+	local wraps="-Wl,--wrap,malloc -Wl,--wrap,free -Wl,--wrap,calloc"
+	KERNEL_LDS=
 	case $1 in
 	uml)
 		KERNEL_FRAGS=(common uml uml-tt)
@@ -22,7 +25,9 @@ kernel_settings() {
 		;;
 	uml-debug)
 		KERNEL_FRAGS=(common uml uml-smp tests checks memory)
-		KERNEL_MAKE=(ARCH=um "$clang")
+		KERNEL_LDS=$DM_TOP/tools/build/uml-clang.lds
+		# What the kernel wraps itself has to be told again.
+		KERNEL_MAKE=(ARCH=um "$clang" "LINK_WRAPS=$wraps -Wl,-T,$KERNEL_LDS")
 		KERNEL_IMAGE=linux
 		KERNEL_WHAT="User-Mode Linux with all checks"
 		;;
