@@ -7,6 +7,9 @@
 #
 #	# totals: pass:N fail:N skip:N
 #
+# Where the kernel watches itself, there are further results at the end: nothing
+# leaked (kmemleak), and lockdep was at work until then.
+#
 # A script that ends without all of its planned results has one failure more,
 # and a script that could not run at all one skip. The exit status is 0 only
 # when nothing failed.
@@ -26,9 +29,69 @@ if (($# == 0)); then
 	set -- "${scripts[@]}"
 fi
 
+KMEMLEAK=/sys/kernel/debug/kmemleak
+
+# unload - unloads the modules under test. The last test has left nothing behind.
+unload() {
+	local m
+	for m in dm_snap_rs dm_snapshot; do
+		[ ! -d "/sys/module/$m" ] || rmmod "$m" || return 1
+	done
+}
+
+# nothing_leaked - fails, with a list, when somebody lost memory since the start. What is
+# younger than 5 s is not looked at, and an object is only reported when a second scan
+# finds it unchanged. The first scans are done while the module is still there, for
+# the names of its functions.
+nothing_leaked() {
+	local i
+	sleep 6
+	for i in 1 2; do echo scan >$KMEMLEAK; done
+	cat $KMEMLEAK
+	unload || return 1
+	sleep 6
+	for i in 1 2; do echo scan >$KMEMLEAK; done
+	[ -z "$(cat $KMEMLEAK)" ] || {
+		echo "after the modules were unloaded:"
+		cat $KMEMLEAK
+		false
+	}
+}
+
+# lockdep_works - fails when lockdep has switched itself off, as it does after its
+# first report, or when its tables are full.
+lockdep_works() {
+	grep -q '^ *debug_locks: *1$' /proc/lockdep_stats || {
+		cat /proc/lockdep_stats
+		false
+	}
+}
+
+# at_the_end - the further results, as a script of its own would give them.
+at_the_end() {
+	local checks=() c n=0
+	[ ! -e $KMEMLEAK ] || checks+=(nothing_leaked)
+	[ ! -e /proc/lockdep_stats ] || checks+=(lockdep_works)
+	((${#checks[@]} > 0)) || return 0
+	echo "# run: at the end"
+	echo "1..${#checks[@]}"
+	for c in "${checks[@]}"; do
+		n=$((n + 1))
+		if $c >"$log" 2>&1; then
+			pass=$((pass + 1))
+			echo "ok $n ${c//_/ }"
+		else
+			fail=$((fail + 1))
+			sed 's/^/# /' "$log" | head -n 200
+			echo "not ok $n ${c//_/ }"
+		fi
+	done
+}
+
 pass=0 fail=0 skip=0
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
+[ ! -e $KMEMLEAK ] || echo clear >$KMEMLEAK
 for script; do
 	script=${script##*/}
 	script=${script%.sh}.sh
@@ -53,5 +116,6 @@ for script; do
 	pass=$((pass + ok)) fail=$((fail + not)) skip=$((skip + skipped))
 	echo "# ran: $script in $((SECONDS - start)) s: pass:$ok fail:$not skip:$skipped"
 done
+at_the_end
 echo "# totals: pass:$pass fail:$fail skip:$skip"
 ((fail == 0))
