@@ -429,8 +429,10 @@ def sequential(args):
     """The sequential command."""
     fd = os.open(args.device, os.O_RDWR | os.O_DIRECT)
     memory = mmap.mmap(-1, 4 * MIB, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    # A huge page, so that 1 MiB is one piece of memory.
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    # A huge page, so that 1 MiB is one piece of memory. A kernel without them makes
+    # many pieces of it, which a device takes up to a certain number.
+    if os.path.exists("/sys/kernel/mm/transparent_hugepage"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
     view = memoryview(memory)
     view[:] = os.urandom(4096) * 1024
     # The huge page begins at the next multiple of 2 MiB.
