@@ -49,6 +49,10 @@ check demo:
 check-crash:
 	@tools/check crash_long
 
+.PHONY: check-debug
+check-debug:
+	@tools/check uml-debug debug kcsan
+
 .PHONY: vm-shell
 vm-shell: all
 	@tools/vm/run
@@ -109,6 +113,8 @@ Trying and testing
   make demo           see it at work, in a virtual machine
   make check          run all tests
   make check-crash    cut the power at 10,000 moments, kill 50 virtual machines
+  make check-debug    run the kernel's tests on kernels with KASAN, lockdep, KCSAN and
+                      more, which are built at first (some hours in all)
   make bench          compare it with the kernel's targets; CASES= picks some
   make bench-gate     see that no exact figure has become worse
   make host-test      run the tests that need no kernel
