@@ -28,9 +28,9 @@ machine_disk() {
 	ln -s "$(realpath "$2")" "$uml_dir/$1"
 	case $3 in
 	rw) UML+=("ubd${n}d=$1,,$1") ;;
-	ro) UML+=("ubd${n}drs=$1,,$1") ;;
-	# With the flag s, it takes no lock of the image: one would keep QEMU from starting.
-	scratch) UML+=("ubd${n}s=$1.cow,$1,$1") ;;
+	# With the flag c, it takes no lock of the image: one would keep QEMU from starting.
+	ro) UML+=("ubd${n}drc=$1,,$1") ;;
+	scratch) UML+=("ubd${n}c=$1.cow,$1,$1") ;;
 	esac
 }
 
