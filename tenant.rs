@@ -49,7 +49,11 @@ pub(crate) struct Tenant {
 fn refuse(setup: &mut Setup<'_>, e: ArgError<'_>) -> Error {
     dm_err!("{}", e);
     setup.set_error(e.short());
-    EINVAL
+    match e {
+        // The line may be right: there may be no memory, or somebody else has the device.
+        ArgError::CannotOpen(_, _, code) => Error::from_errno(code),
+        _ => EINVAL,
+    }
 }
 
 impl Tenant {
