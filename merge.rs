@@ -16,6 +16,7 @@ use crate::{
     origin,
     pending::Way,
     registry::{MemberState, Origin, Registry, SlotGuard},
+    route,
     slot::{Io, Slot},
     tenant::{Role, Tenant},
     units::{Sector, Sectors},
@@ -213,7 +214,6 @@ fn decide(slot: &mut Slot, index: u32, live: &Arc<Live>, range: Sectors, op: Op)
     let Some(route) = slot.route(live.id, range, op != Op::Read) else {
         return (Step::Fail, all);
     };
-    let size = live.chunk_size;
     let step = match (route.way, op) {
         (Way::Wait, _) => Step::Wait,
         (Way::Fail, _) => Step::Fail,
@@ -222,8 +222,7 @@ fn decide(slot: &mut Slot, index: u32, live: &Arc<Live>, range: Sectors, op: Op)
         // Not reached: what is in flight is in the table.
         (Way::Cow, _) if route.is_hole => Step::Fail,
         (Way::Cow, Op::Read | Op::Write) => {
-            let at = size.first_sector(route.new).0;
-            let at = Sector(at.saturating_add(size.offset_in_chunk(Sector(range.start))));
+            let at = route::place(live, range, &route);
             if op == Op::Read {
                 return (Step::Cow(at, Io::Plain), route.end);
             }
@@ -261,9 +260,7 @@ fn go(
         Step::Cow(at, io) => {
             drop(slot);
             live.count_wait(bio.data_mut());
-            *bio.data_mut() = io;
-            bio.remap(&devices.cow, at);
-            Mapped::Remapped(bio)
+            route::send(bio, &devices.cow, at, io)
         }
         Step::Origin => {
             drop(slot);

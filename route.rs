@@ -182,7 +182,7 @@ fn map_read(
 
 /// Sends a bio to a place of a device beneath; `io` says what is to be done when it ends.
 #[inline(always)]
-fn send(mut bio: Bio<Io>, device: &Device, at: Sector, io: Io) -> Mapped<Io> {
+pub(crate) fn send(mut bio: Bio<Io>, device: &Device, at: Sector, io: Io) -> Mapped<Io> {
     *bio.data_mut() = io;
     bio.remap(device, at);
     Mapped::Remapped(bio)
@@ -423,7 +423,7 @@ fn decide_read(slot: &mut Slot, live: &Live, range: Sectors) -> (Read, Sector) {
 
 /// Where on the COW device a bio goes that begins with `range`.
 #[inline(always)]
-fn place(live: &Live, range: Sectors, route: &Route) -> Sector {
+pub(crate) fn place(live: &Live, range: Sectors, route: &Route) -> Sector {
     let size = live.chunk_size;
     let at = size.first_sector(route.new).0;
     Sector(at.saturating_add(size.offset_in_chunk(Sector(range.start))))
