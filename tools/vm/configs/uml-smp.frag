@@ -4,3 +4,5 @@
 CONFIG_SMP=y
 CONFIG_NR_CPUS=4
 CONFIG_PREEMPT=y
+# By which the callers of a function are known.
+CONFIG_FRAME_POINTER=y
