@@ -6,9 +6,10 @@
 # kernel_report LOG - prints the first report in LOG with what surrounds it, and
 # is true when there was one. The search begins at the first load of a module
 # from outside the kernel's tree or, where none was loaded, at the start of the
-# command: kernels may print a report of their own at boot.
+# command: kernels may print a report of their own at boot. Of data races, only those
+# count that the module has a part in.
 kernel_report() {
-	awk '
+	awk -f "${BASH_SOURCE[0]%/*}/../testing/selftests/dm-snap-rs/foreign-races.awk" "$1" | awk '
 	BEGIN {
 		trouble = "BUG:|BUG [a-z]|WARNING:|Oops:|Oops -|kernel BUG at|Kernel panic" \
 			"|general protection fault|unable to handle|UBSAN:|ODEBUG:|KCSAN:|KASAN:" \
@@ -29,5 +30,5 @@ kernel_report() {
 			print line[i]
 		if (i <= NR)
 			print "(and " NR - i + 1 " lines more)"
-	}' "$1"
+	}'
 }

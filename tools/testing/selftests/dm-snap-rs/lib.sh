@@ -813,11 +813,11 @@ log_has() {
 	log_since "$1" | grep -Eq -- "$2"
 }
 
-# kernel_reports NAME - prints the kernel's reports of trouble since the mark;
-# false when there are none.
+# kernel_reports NAME - prints the kernel's reports of trouble since the mark, but for
+# data races that the module has no part in; false when there are none.
 kernel_reports() {
 	local all
-	all=$(log_since "$1")
+	all=$(log_since "$1" | awk -f "$LIB_DIR/foreign-races.awk")
 	[ -n "$all" ] && grep -E -A 20 '(^|[^[:alpha:]])(BUG:|WARNING:|Oops|general protection fault|INFO: task .* blocked|possible circular locking|possible recursive locking|suspicious RCU usage|rcu: INFO|unreferenced object|KASAN|rust_kernel: panicked|kernel BUG at)' <<<"$all"
 }
 
