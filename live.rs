@@ -10,7 +10,7 @@
 
 use crate::{
     commit::{Commit, Urgency},
-    dm::{Bio, BioList, Client, Device, Handle, NoIo, Queued, WorkQueue},
+    dm::{Bio, BioList, Buffer, Client, Device, Handle, NoIo, Queued, WorkQueue},
     dm_err,
     exception::Table,
     merge,
@@ -156,6 +156,9 @@ pub(crate) struct Live {
     pub(crate) merge_changed: CondVar,
     pub(crate) client: Arc<Client>,
     wq: Arc<WorkQueue>,
+    /// What a COW device with metadata is marked with when the snapshot is lost: there may be no
+    /// memory then (rule R6).
+    invalid_header: Option<Buffer>,
     health: Atomic<u32>,
     /// Whether origin writes have to save old data for it.
     is_active: Atomic<u32>,
@@ -302,6 +305,7 @@ pub(crate) struct NewLive {
     pub(crate) cow_number: u32,
     pub(crate) waiting: Dealt,
     pub(crate) is_valid: bool,
+    pub(crate) invalid_header: Option<Buffer>,
     pub(crate) client: Arc<Client>,
     pub(crate) wq: Arc<WorkQueue>,
 }
@@ -342,6 +346,7 @@ impl Live {
                 merge_changed <- new_condvar!("Live::merge_changed"),
                 client: from.client,
                 wq: from.wq,
+                invalid_header: from.invalid_header,
                 health: Atomic::new(health as u32),
                 is_active: Atomic::new(0),
                 devices <- new_spinlock_irq!(None, "Live::devices"),
@@ -607,9 +612,8 @@ impl Live {
         // Origin writes wait for this, perhaps those that would free memory.
         let _no_io = NoIo::enter();
         if self.health() == Health::Failing {
-            if let (Some(_), Some(devices)) = (self.persistent(), self.devices()) {
-                let written =
-                    load::write_header(&self.client, &devices.cow, self.chunk_size, false);
+            if let (Some(header), Some(devices)) = (&self.invalid_header, self.devices()) {
+                let written = load::write_header(&self.client, &devices.cow, header);
                 if written.is_err() {
                     dm_err!(
                         "COW device {} could not be marked as invalid",

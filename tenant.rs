@@ -435,7 +435,7 @@ fn activate(
     let origin_sectors = devices.origin.sectors().max(setup.sectors());
     let too_small =
         |size: u64, chunks: u64| ArgError::CowTooSmall(cow_sectors, chunks.saturating_mul(size));
-    let (chunk_size, is_valid, store, dealt);
+    let (chunk_size, is_valid, invalid_header, store, dealt);
     if args.store.is_persistent() {
         if cow_sectors < u64::from(cow.logical_block_size()) / SECTOR_SIZE {
             return Err(refuse(setup, too_small(args.chunk_size.sectors(), 3)));
@@ -454,6 +454,7 @@ fn activate(
         if !layout.is_large_enough() {
             return Err(refuse(setup, too_small(chunk_size.sectors(), 3)));
         }
+        invalid_header = Some(load::header(cow, chunk_size, false)?);
         let spans = origin.spans().with_chunks(chunk_size);
         let loaded = load::load(client, cow, &found, &layout, origin_sectors, spans)?;
         store = Store::Persistent(loaded.store);
@@ -464,6 +465,7 @@ fn activate(
     } else {
         chunk_size = args.chunk_size;
         is_valid = true;
+        invalid_header = None;
         if cow_sectors < chunk_size.sectors() {
             return Err(refuse(setup, too_small(chunk_size.sectors(), 1)));
         }
@@ -481,6 +483,7 @@ fn activate(
         cow_number: cow.number(),
         waiting: dealt,
         is_valid,
+        invalid_header,
         client: client.clone(),
         wq: registry.wq.clone(),
     })

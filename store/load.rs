@@ -76,22 +76,27 @@ pub(crate) fn read_header(client: &Client, cow: &Device, asked: ChunkSize) -> Re
     })
 }
 
-/// Writes the header; it is on stable media afterwards, and all that was written before.
+/// The header of a COW device, to be written from there. May sleep.
 ///
 /// # Errors
 ///
-/// `EIO`, `ENOMEM`. Sleeps.
-pub(crate) fn write_header(
-    client: &Client,
-    cow: &Device,
-    chunk_size: ChunkSize,
-    valid: bool,
-) -> Result {
+/// `ENOMEM`.
+pub(crate) fn header(cow: &Device, chunk_size: ChunkSize, valid: bool) -> Result<Buffer> {
     let block = cow.logical_block_size() as usize;
     let mut buffer = Buffer::new(block, GFP_KERNEL)?;
     buffer.clear(0, block)?;
     buffer.write(0, &Header { valid, chunk_size }.encode())?;
-    client.write(cow, Sector(0), &buffer, block, WriteFlags::FlushFua)
+    Ok(buffer)
+}
+
+/// Writes the header; it is on stable media afterwards, and all that was written before.
+///
+/// # Errors
+///
+/// `EIO`. Sleeps, and asks for no memory.
+pub(crate) fn write_header(client: &Client, cow: &Device, header: &Buffer) -> Result {
+    let block = cow.logical_block_size() as usize;
+    client.write(cow, Sector(0), header, block, WriteFlags::FlushFua)
 }
 
 /// The exceptions of a COW device, dealt out to the slots, and the store itself.
@@ -148,7 +153,7 @@ pub(crate) fn load(
         zero_current(client, cow, &store)?;
     }
     if !found.is_used {
-        write_header(client, cow, layout.chunk_size, true)?;
+        write_header(client, cow, &header(cow, layout.chunk_size, true)?)?;
     }
     Ok(Loaded { store, tables })
 }
