@@ -15,6 +15,8 @@
 kernel_settings() {
 	local gcc=CC=x86_64-linux-gnu-gcc-14 clang=CC=clang-19
 	local wraps="-Wl,--wrap,malloc -Wl,--wrap,free -Wl,--wrap,calloc"
+	# A process comes back from a signal by a function that must have nothing on its stack.
+	local stub="CFLAGS_stub.o=-fno-PIC -fno-pic -fomit-frame-pointer"
 	KERNEL_LDS=
 	case $1 in
 	uml)
@@ -27,7 +29,7 @@ kernel_settings() {
 		KERNEL_FRAGS=(common uml uml-smp tests checks memory)
 		KERNEL_LDS=$DM_TOP/tools/build/uml-clang.lds
 		# What the kernel wraps itself has to be told again.
-		KERNEL_MAKE=(ARCH=um "$clang" "LINK_WRAPS=$wraps -Wl,-T,$KERNEL_LDS")
+		KERNEL_MAKE=(ARCH=um "$clang" "$stub" "LINK_WRAPS=$wraps -Wl,-T,$KERNEL_LDS")
 		KERNEL_IMAGE=linux
 		KERNEL_WHAT="User-Mode Linux with all checks"
 		;;

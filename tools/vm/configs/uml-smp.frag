@@ -4,5 +4,6 @@
 CONFIG_SMP=y
 CONFIG_NR_CPUS=4
 CONFIG_PREEMPT=y
-# By which the callers of a function are known.
+# By which the callers of a function are known. tools/build/kernels.sh leaves them out of
+# the one file that does not bear them.
 CONFIG_FRAME_POINTER=y
