@@ -5,9 +5,11 @@
 
 # own_kernel NAME - what kernel_prepare does for such a kernel. Unlike that for the
 # stock kernel, the module is built too, so that it's always that of the work tree;
-# but not where another one is copied into the guest.
+# but not where another one is copied into the guest. They are slow, and a task that
+# waits for two minutes may yet go on.
 own_kernel() {
 	local dir
+	append="sysctl.kernel.hung_task_timeout_secs=600 $append"
 	kernel_settings "$1"
 	dir=$("$DM_TOP/tools/build/kernel" "$1")
 	VM_NAME=$(basename "$dir")

@@ -20,7 +20,8 @@
 # Environment:
 #	DM_SNAP_RS_SUFFIX	"-rs" (the default), or "" for the C targets
 #	DM_SNAP_RS_KO		the module; else it is looked for nearby
-#	DM_SNAP_RS_LIMIT	the time limit of one test in seconds (240)
+#	DM_SNAP_RS_LIMIT	the time limit of one test in seconds (240); all other
+#				limits are as many times longer as it is
 #	DM_SNAP_RS_LOAD		the length of load tests: 1 (the default) or more
 
 set -uo pipefail
@@ -32,6 +33,7 @@ LIB_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 SUFFIX=${DM_SNAP_RS_SUFFIX--rs}
 LIMIT=${DM_SNAP_RS_LIMIT:-240}
+SLOW=$(((LIMIT + 239) / 240))
 LOAD=${DM_SNAP_RS_LOAD:-1}
 
 # Every name in device-mapper and in configfs begins with this: what carries it
@@ -114,10 +116,15 @@ refused() {
 	fi
 }
 
+# within SECONDS COMMAND... - runs a command that ends within the limit, or is ended.
+within() {
+	timeout $(($1 * SLOW)) "${@:2}"
+}
+
 # wait_for SECONDS COMMAND... - waits until COMMAND succeeds; false when it does
 # not within the limit.
 wait_for() {
-	local end=$((SECONDS + $1))
+	local end=$((SECONDS + $1 * SLOW))
 	shift
 	until "$@"; do
 		((SECONDS < end)) || return 1
@@ -680,7 +687,7 @@ merge_left() {
 
 # wait_merged NAME [SECONDS] - waits until everything is merged.
 wait_merged() {
-	local end=$((SECONDS + ${2:-120}))
+	local end=$((SECONDS + ${2:-120} * SLOW))
 	merge_left "$1"
 	until ((LEFT == 0)); do
 		((SECONDS < end)) || fail "$1 is not merged in time: $(status "$1")"
@@ -841,7 +848,7 @@ remove_dm() {
 	local i f suspended
 	# The removal of a merge waits for its flush, which is held for an hour.
 	if [ -e "$TMP/held" ]; then
-		timeout 20 dmsetup wipe_table --noflush --nolockfs "$(<"$TMP/held")" >"$TMP/remove" 2>&1
+		within 20 dmsetup wipe_table --noflush --nolockfs "$(<"$TMP/held")" >"$TMP/remove" 2>&1
 		rm "$TMP/held"
 	fi
 	for i in 1 2 3 4 5 6 7; do
@@ -852,11 +859,11 @@ remove_dm() {
 		for f in /sys/class/block/dm-*/dm; do
 			read -r suspended <"$f/suspended"
 			if [ "$suspended" = 1 ] && [[ " ${OURS[*]} " == *" $(<"$f/name") "* ]]; then
-				timeout 20 dmsetup resume "$(<"$f/name")"
+				within 20 dmsetup resume "$(<"$f/name")"
 			fi
 		done
 		for f in "${OURS[@]}"; do
-			timeout 20 dmsetup remove "$f" >"$TMP/remove" 2>&1
+			within 20 dmsetup remove "$f" >"$TMP/remove" 2>&1
 		done
 	done
 	cat "$TMP/remove"
@@ -874,7 +881,7 @@ remove_all() {
 		[[ $m != "$TMP/"* ]] || mounts=("$m" "${mounts[@]}")
 	done </proc/mounts
 	for m in "${mounts[@]}"; do
-		timeout 30 umount "$m" || umount -l "$m"
+		within 30 umount "$m" || umount -l "$m"
 	done
 	! declare -F remove_first >/dev/null || remove_first
 	remove_dm || return 1

@@ -380,7 +380,7 @@ test_a_write_that_meets_a_read() {
 	# The record is not what the write waits for.
 	message snap commit
 	start writer put origin 0 1 n
-	wait_for "$WAIT" eval 'stats origin; ((FIGURE[conflicts] > 0))' || fail "no conflict is told"
+	wait_for 45 eval 'stats origin; ((FIGURE[conflicts] > 0))' || fail "no conflict is told"
 	not_written 0 1
 	figures origin conflicts=1
 	let_go reader
@@ -410,7 +410,7 @@ test_two_writes_of_one_chunk() {
 	start writer1 put origin 0 1 n
 	stall wait-held 1 "$WAIT"
 	start writer2 put origin 0 1 n
-	wait_for "$WAIT" eval 'stats origin; ((FIGURE[conflicts] > 0))' || fail "no conflict is told"
+	wait_for 45 eval 'stats origin; ((FIGURE[conflicts] > 0))' || fail "no conflict is told"
 	stall unhold
 	stall release all
 	finished writer1
@@ -426,7 +426,7 @@ test_a_snapshot_write_that_meets_a_copy() {
 	start writer put origin 0 1 n
 	stall wait-held 1 "$WAIT"
 	start "snapshot writer" put snap 0 1 s
-	wait_for "$WAIT" eval 'stats snap; ((FIGURE[conflicts] > 0))' || fail "no conflict is told"
+	wait_for 45 eval 'stats snap; ((FIGURE[conflicts] > 0))' || fail "no conflict is told"
 	running "snapshot writer"
 	stall unhold
 	stall release all

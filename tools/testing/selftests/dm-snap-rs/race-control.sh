@@ -50,7 +50,7 @@ test_origin_is_removed_once_the_write_ends() {
 	waiting P
 	dmsetup remove --deferred "${PREFIX}origin"
 	goes_on
-	wait_for "$WAIT" gone origin || fail "the origin is not removed"
+	wait_for 45 gone origin || fail "the origin is not removed"
 	shows snap 0 o
 }
 
@@ -80,7 +80,7 @@ test_snapshot_is_removed_once_the_read_ends() {
 	waiting P
 	dmsetup remove --deferred "${PREFIX}snap"
 	goes_on
-	wait_for "$WAIT" gone snap || fail "the snapshot is not removed"
+	wait_for 45 gone snap || fail "the snapshot is not removed"
 	shows origin 0 n
 }
 

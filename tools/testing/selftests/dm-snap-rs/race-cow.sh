@@ -154,7 +154,7 @@ test_failed_copy_with_a_read_out() {
 	read -r -t "$WAIT" -u "${ENDED[reader]}" rc || fail "the read does not end"
 	((rc != 0)) || equal "$(<"$TMP/out.reader")" o "what the read was given"
 	finished writer
-	wait_for "$WAIT" status_is snap Invalid || fail "status: $(status snap)"
+	wait_for 45 status_is snap Invalid || fail "status: $(status snap)"
 	shows origin 0 n
 }
 

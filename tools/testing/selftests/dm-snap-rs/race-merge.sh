@@ -305,7 +305,7 @@ failing() {
 	sleep "$GRACE"
 	stall unhold
 	stall fail all
-	wait_for "$WAIT" status_is origin "Merge failed" || {
+	wait_for 45 status_is origin "Merge failed" || {
 		show_log
 		fail "the status is '$(status origin)'"
 	}

@@ -314,7 +314,7 @@ test_suspend_of_origin_without_flush() {
 	devices
 	snap P "$QUEUE"
 	fills_up origin 0 200
-	timeout 20 dmsetup suspend --noflush --nolockfs "${PREFIX}origin" || fail "it cannot be suspended"
+	within 20 dmsetup suspend --noflush --nolockfs "${PREFIX}origin" || fail "it cannot be suspended"
 	waits 1
 	dm_resume origin
 	# There is still no room.
@@ -333,7 +333,7 @@ test_suspend_of_snap_without_flush() {
 	devices
 	snap P "$QUEUE"
 	fills_up snap 0 200
-	timeout 20 dmsetup suspend --noflush --nolockfs "${PREFIX}snap" || fail "it cannot be suspended"
+	within 20 dmsetup suspend --noflush --nolockfs "${PREFIX}snap" || fail "it cannot be suspended"
 	waits 1
 	dm_resume snap
 	waits 1
@@ -356,7 +356,7 @@ test_suspends_while_writes_come() {
 	for name in origin snap; do
 		for ((i = 0; i < 12; i++)); do
 			pids+=("$(burst "$name" $((400 + i * 40)))")
-			timeout 20 dmsetup suspend --noflush --nolockfs "$PREFIX$name" ||
+			within 20 dmsetup suspend --noflush --nolockfs "$PREFIX$name" ||
 				fail "$name cannot be suspended, attempt $i"
 			dm_resume "$name"
 		done
@@ -393,7 +393,7 @@ test_a_suspend_with_flush_waits_for_the_time_out() {
 	snap P "$QUEUE"
 	echo 3 >"$TIMEOUT"
 	fills_up origin 0 200
-	timeout 30 dmsetup suspend --nolockfs "${PREFIX}origin" || fail "it cannot be suspended"
+	within 30 dmsetup suspend --nolockfs "${PREFIX}origin" || fail "it cannot be suspended"
 	equal "$(status snap)" Invalid "the status"
 	dm_resume origin
 	ends
@@ -432,7 +432,7 @@ test_forced_removal() {
 		write_blocks "$name" 0 200 2>/dev/null &
 		WRITER=$!
 		wait_for 20 is_full || fail "it is not full"
-		timeout 30 dmsetup wipe_table --noflush --nolockfs "$PREFIX$name" ||
+		within 30 dmsetup wipe_table --noflush --nolockfs "$PREFIX$name" ||
 			fail "$name cannot be wiped"
 		wait_for 20 eval "! kill -0 $WRITER 2>/dev/null" || fail "the write does not end"
 		refused wait "$WRITER"

@@ -12,11 +12,12 @@
 
 # The limit on each wait, and that on a whole test, for I/O that is not waited for
 # in the background.  They are generous, since the processor may be emulated, but
-# end before the kernel reports tasks as hung, at 120 s.
-WAIT=45
+# end before the kernel reports tasks as hung, at 120 s or, where the tests are given
+# more time, later.
+WAIT=$((45 * SLOW))
 LIMIT=${DM_SNAP_RS_LIMIT:-100}
 # For how long something that must not happen is given the chance to.
-GRACE=1
+GRACE=$SLOW
 
 # The server lies beside the scripts when they are installed, beside their folder
 # in the virtual machine, and in tools/stall in the work tree.
@@ -211,7 +212,7 @@ seen() {
 
 # not_written BLOCK COUNT [WHEN] - fails when a write of these blocks reaches DEV.
 not_written() {
-	if seen begin write dev "$1" "$2" $GRACE; then
+	if seen begin write dev "$1" "$2" "$GRACE"; then
 		show_log
 		fail "the origin write reached DEV ${3:-while a snapshot read was out}"
 	fi
@@ -289,7 +290,7 @@ from_cow() {
 # covered NAME BLOCK TEXT - waits until these blocks of a snapshot are answered
 # from COW: the exception is complete.
 covered() {
-	wait_for "$WAIT" from_cow "$@" || {
+	wait_for 45 from_cow "$@" || {
 		show_log
 		fail "$1 is not answered from COW with '$3', but shows '$FETCHED'"
 	}
