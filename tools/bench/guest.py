@@ -12,7 +12,6 @@ are those of the guest, in which only what waits takes time.
 import argparse
 import contextlib
 import ctypes
-import fcntl
 import json
 import mmap
 import os
@@ -25,11 +24,10 @@ import threading
 import time
 
 import cases
+from dm import Dm, NOFLUSH
+from nullblk import MIB, SECTOR, Null, put
 
-MIB = 1 << 20
-SECTOR = 512
 PAGE = 4096
-NULLB = "/sys/kernel/config/nullb"
 TRACING = "/sys/kernel/tracing"
 
 # The targets: the image, the live volume, the merge.
@@ -41,6 +39,9 @@ TARGETS = {
 # How long deferred work may take until it has reached the devices.
 SETTLE = 1.5
 
+# And how long until what RCU frees has been freed: it's collected for 5 s.
+FREED = 7
+
 
 def run(*command, check=True):
     """Runs a command and returns what it prints."""
@@ -51,32 +52,11 @@ def run(*command, check=True):
     return done.stdout
 
 
-def put(path, value):
-    """Writes a file of sysfs, configfs or tracefs."""
-    with open(path, "w", encoding="ascii") as file:
-        file.write(str(value))
-
-
-class Null:
-    """A fresh null_blk device that keeps its data in memory."""
+class Counted(Null):
+    """A fresh device whose I/O is counted."""
 
     def __init__(self, name, mib, nsec=cases.DEVICE_NS, mbps=0):
-        folder = f"{NULLB}/{name}"
-        os.mkdir(folder)
-        settings = {"memory_backed": 1, "size": mib, "irqmode": 2,
-                    "completion_nsec": nsec, "queue_mode": 2}
-        if mbps:
-            settings["mbps"] = mbps
-        for key, value in settings.items():
-            put(f"{folder}/{key}", value)
-        put(f"{folder}/power", 1)
-        self.name = name
-        if not os.path.exists(f"/sys/block/{name}"):
-            with open(f"{folder}/index", encoding="ascii") as file:
-                self.name = f"nullb{file.read().strip()}"
-        self.path = f"/dev/{self.name}"
-        self.sectors = mib * MIB // SECTOR
-        put(f"/sys/block/{self.name}/queue/scheduler", "none")
+        super().__init__(name, mib * MIB, nsec, mbps=mbps)
         self.mark = None
 
     def counters(self):
@@ -95,12 +75,6 @@ class Null:
         return {key: value - self.mark[key] for key, value in self.counters().items()}
 
 
-def dm_create(name, table):
-    """Creates a device-mapper device and returns its path."""
-    run("dmsetup", "create", name, "--table", table)
-    return f"/dev/mapper/{name}"
-
-
 class Rig:
     """The devices of one variant."""
 
@@ -109,12 +83,13 @@ class Rig:
         self.chunk = case.chunk
         self.store = case.store
         self.nulls = {}
+        self.dms = {}
         self.cows = []
         self.origin = self.snap = None
         mib = case.mib
         self.dev = self.null("dev", mib, case.dev_nsec, case.mbps)
         if variant == "raw":
-            self.origin = self.snap = dm_create("origin", f"0 {self.dev.sectors} linear {self.dev.path} 0")
+            self.origin = self.snap = self.dm("origin", self.dev.sectors, "linear", f"{self.dev.path} 0")
         elif variant == "thin":
             self.make_thin(mib)
         else:
@@ -122,50 +97,52 @@ class Rig:
 
     def null(self, name, *args):
         """Makes a null_blk device whose I/O is counted."""
-        self.nulls[name] = Null(name, *args)
+        self.nulls[name] = Counted(name, *args)
         return self.nulls[name]
+
+    def dm(self, name, *line):
+        """Makes a device of device-mapper, with one line from its first sector on; its path."""
+        self.dms[name] = Dm(name, (0, *line))
+        return self.dms[name].path
 
     def make_snapshots(self, case, mib):
         """ORIGIN and its snapshots, for C and ours."""
-        self.origin = dm_create("origin", self.origin_table())
+        self.origin = self.dm("origin", self.dev.sectors, TARGETS[self.variant][1], self.dev.path)
         cow_mib = mib + mib // 4 + 8
         if case.one_cow:
             cow = self.null("cow", cow_mib * case.snaps, cases.DEVICE_NS, case.mbps)
             size = cow_mib * MIB // SECTOR
             for i in range(case.snaps):
-                self.cows.append(dm_create(f"cow{i}", f"0 {size} linear {cow.path} {i * size}"))
+                self.cows.append(self.dm(f"cow{i}", size, "linear", f"{cow.path} {i * size}"))
         else:
             for i in range(case.snaps):
                 self.cows.append(self.null(f"cow{i}", cow_mib, cases.DEVICE_NS, case.mbps).path)
         # C's origin must be suspended, or it goes on with its old size of a bio.
-        run("dmsetup", "suspend", "origin")
+        self.dms["origin"].suspend()
         if not case.late:
             for i, cow in enumerate(self.cows):
-                path = dm_create(f"snap{i}", self.snap_table(cow))
+                path = self.dm(f"snap{i}", *self.snap_line(cow))
                 self.snap = self.snap or path
-        run("dmsetup", "resume", "origin")
+        self.dms["origin"].resume()
 
-    def origin_table(self):
-        """The table of ORIGIN."""
-        return f"0 {self.dev.sectors} {TARGETS[self.variant][1]} {self.dev.path}"
-
-    def snap_table(self, cow, target=0):
+    def snap_line(self, cow, target=0):
         """The table of SNAP, or with target=2 of a merge."""
-        return (f"0 {self.dev.sectors} {TARGETS[self.variant][target]} "
+        return (self.dev.sectors, TARGETS[self.variant][target],
                 f"{self.dev.path} {cow} {self.store} {self.chunk}")
 
     def make_thin(self, mib):
         """A full thin volume as ORIGIN, and its snapshot."""
         meta = self.null("meta", 64)
         data = self.null("data", mib * 3)
-        dm_create("pool", f"0 {data.sectors} thin-pool {meta.path} {data.path} 128 0 1 skip_block_zeroing")
-        run("dmsetup", "message", "pool", "0", "create_thin 0")
-        self.origin = dm_create("origin", f"0 {self.dev.sectors} thin /dev/mapper/pool 0")
+        pool = self.dm("pool", data.sectors, "thin-pool",
+                       f"{meta.path} {data.path} 128 0 1 skip_block_zeroing")
+        self.dms["pool"].sending("create_thin 0")()
+        self.origin = self.dm("origin", self.dev.sectors, "thin", f"{pool} 0")
         stream(self.origin, mib)
-        run("dmsetup", "suspend", "origin")
-        run("dmsetup", "message", "pool", "0", "create_snap 1 0")
-        run("dmsetup", "resume", "origin")
-        self.snap = dm_create("snap0", f"0 {self.dev.sectors} thin /dev/mapper/pool 1")
+        self.dms["origin"].suspend()
+        self.dms["pool"].sending("create_snap 1 0")()
+        self.dms["origin"].resume()
+        self.snap = self.dm("snap0", self.dev.sectors, "thin", f"{pool} 1")
 
     def start(self):
         """Counts from here."""
@@ -425,11 +402,17 @@ def scattered(rig, case):
 
 
 def memory():
-    """What the kernel says of memory, in KiB."""
+    """What the kernel says of memory, in KiB, when all that is freed has been."""
+    time.sleep(FREED)
     with open("/proc/meminfo", encoding="ascii") as file:
         lines = dict(line.split(":") for line in file)
-    return {key: int(lines[key].split()[0])
-            for key in ("MemFree", "Buffers", "Cached", "Slab", "VmallocUsed")}
+    found = {key: int(lines[key].split()[0])
+             for key in ("MemFree", "Buffers", "Cached", "Slab", "VmallocUsed")}
+    # Free pages that a processor keeps at hand do not count as free there.
+    with open("/proc/zoneinfo", encoding="ascii") as file:
+        pages = re.findall(r"^ +count: +(\d+)$", file.read(), re.M)
+    found["MemFree"] += sum(map(int, pages)) * PAGE // 1024
+    return found
 
 
 def late_image(rig, case):
@@ -438,36 +421,33 @@ def late_image(rig, case):
         scattered(rig, case)
     else:
         write_image(rig, range(case.count))
-    # What dmsetup reads of itself is in memory then.
-    run("dmsetup", "targets")
     time.sleep(SETTLE)
 
 
 def activate(rig, case, trace):
     """Activates a snapshot with many exceptions: how long its reads take.
 
-    What dmsetup and the kernel do besides, a grace period of RCU for instance, has
-    the grain of a tick; it's the same for all, and would hide the difference.
+    What the kernel does besides, a grace period of RCU for instance, has the grain
+    of a tick; it's the same for all, and would hide the difference.
     """
     late_image(rig, case)
     rig.start()
     with Trace("block_bio_queue", "block_rq_complete") as events:
         begin = time.monotonic_ns()
-        dm_create("snap0", rig.snap_table(rig.cows[0]))
+        rig.dm("snap0", *rig.snap_line(rig.cows[0]))
         elapsed = time.monotonic_ns() - begin
     number = device_number(rig.cows[0])
     times = [when for when, _, dev, *_ in events.parsed() if dev == number]
     if trace:
         show(events, rig)
     return {"ns": max(times) - min(times), "elapsed_ns": elapsed, "devices": rig.counts(),
-            "status": run("dmsetup", "status", "snap0").split()[3:]}
+            "status": rig.dms["snap0"].status().split()}
 
 
 def taken(rig):
     """The memory that the snapshot takes when it is activated, in bytes: all, slab, vmalloc."""
     before = memory()
-    dm_create("snap0", rig.snap_table(rig.cows[0]))
-    time.sleep(SETTLE)
+    rig.dm("snap0", *rig.snap_line(rig.cows[0]))
     after = memory()
     grown = {key: (after[key] - before[key]) * 1024 for key in before}
     # Page cache is not the snapshot's: it's there only because of this script.
@@ -482,54 +462,31 @@ def keep(rig, case, _):
     write_image(rig, [])
     for _ in range(2):
         empty = taken(rig)
-        run("dmsetup", "remove", "snap0")
-        time.sleep(SETTLE)
+        rig.dms["snap0"].remove()
     late_image(rig, case)
     total, slab, vmalloc = taken(rig)
     return {"bytes_each": total / case.count, "slab_each": slab / case.count,
             "vmalloc_each": vmalloc / case.count, "empty": empty[0],
-            "status": run("dmsetup", "status", "snap0").split()[3:]}
-
-
-class DmIoctl(ctypes.Structure):
-    """struct dm_ioctl, with room for a status line."""
-
-    _fields_ = [("version", ctypes.c_uint32 * 3), ("data_size", ctypes.c_uint32),
-                ("data_start", ctypes.c_uint32), ("target_count", ctypes.c_uint32),
-                ("open_count", ctypes.c_int32), ("flags", ctypes.c_uint32),
-                ("event_nr", ctypes.c_uint32), ("padding", ctypes.c_uint32),
-                ("dev", ctypes.c_uint64), ("name", ctypes.c_char * 128),
-                ("uuid", ctypes.c_char * 129), ("data", ctypes.c_char * 7),
-                ("room", ctypes.c_char * 1024)]
-
-
-def status_of(control, name):
-    """The text of a status line, without starting a program."""
-    request = DmIoctl(version=(4, 0, 0), data_size=ctypes.sizeof(DmIoctl),
-                      data_start=312, name=name.encode(), flags=1 << 11)
-    fcntl.ioctl(control, 0xC138FD0C, request)
-    # A target_spec of 40 bytes comes before the text.
-    raw = bytes(memoryview(request))[312 + 40:]
-    return raw[:raw.index(b"\0")].decode()
+            "status": rig.dms["snap0"].status().split()}
 
 
 def merge(rig, case, _):
     """Merges many scattered exceptions back."""
     scattered(rig, case)
-    run("dmsetup", "load", "origin", "--table", rig.snap_table(rig.cows[0], 2))
+    origin = rig.dms["origin"]
+    origin.load((0, *rig.snap_line(rig.cows[0], 2)))
     rig.start()
     time.sleep(0.1)
     begin = time.monotonic_ns()
-    run("dmsetup", "resume", "origin")
-    with open("/dev/mapper/control", "rb", buffering=0) as control:
-        while True:
-            text = status_of(control, "origin")
-            match = re.fullmatch(r"(\d+)/\d+ (\d+)\s*", text)
-            if not match:
-                sys.exit(f"the merge ended with {text}")
-            if match[1] == match[2]:
-                break
-            time.sleep(0.0005)
+    origin.resume()
+    while True:
+        text = origin.status(NOFLUSH)
+        match = re.fullmatch(r"(\d+)/\d+ (\d+)\s*", text)
+        if not match:
+            sys.exit(f"the merge ended with {text}")
+        if match[1] == match[2]:
+            break
+        time.sleep(0.0005)
     end = time.monotonic_ns()
     return {"ns": end - begin, "each_ns": (end - begin) / case.count,
             "devices": rig.counts()}

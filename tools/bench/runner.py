@@ -14,6 +14,9 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
+# What the programs of all guests import, besides files of their own.
+SHARED = (f"{HERE}/../lib/nullblk.py", f"{HERE}/../testing/selftests/dm-snap-rs/dm.py")
+
 # A guest that takes longer than this in real time has hung.
 LIMIT = 900
 
@@ -40,7 +43,7 @@ class Guest:
         says of its result, and all that it printed."""
         # The guest's memory is a file; here it needs no disk.
         with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="dm-snap-rs-uml.") as job:
-            for name in files:
+            for name in (*files, *SHARED):
                 shutil.copy(name, job)
             start = f"{job}/start"
             with open(start, "w", encoding="ascii") as file:

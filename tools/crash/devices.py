@@ -1,113 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Devices of the guest, without a program being started for each step: null_blk by
-configfs, device-mapper by its ioctls, and requests in flight by the kernel's AIO."""
+"""I/O of the guest past the page cache, and requests in flight by the kernel's AIO."""
 
 import contextlib
 import ctypes
-import fcntl
 import mmap
 import os
-import struct
 
 SECTOR = 512
 MIB = 1 << 20
 BLKDISCARD = 0x1277
-NULLB = "/sys/kernel/config/nullb"
-
-
-def put(path, value):
-    """Writes a file of sysfs, configfs or tracefs."""
-    with open(path, "w", encoding="ascii") as file:
-        file.write(str(value))
-
-
-class Null:
-    """A null_blk device that keeps its data in memory."""
-
-    def __init__(self, name, size, block=SECTOR, nsec=0, cached=False):
-        self.folder = f"{NULLB}/{name}"
-        os.mkdir(self.folder)
-        settings = {"memory_backed": 1, "size": -(-size // MIB), "blocksize": block, "queue_mode": 2, "discard": 1,
-                    "irqmode": 2 if nsec else 0, "completion_nsec": nsec}
-        if cached:
-            # With a cache, a flush takes as long as a write.
-            settings["cache_size"] = settings["size"]
-        for key, value in settings.items():
-            put(f"{self.folder}/{key}", value)
-        put(f"{self.folder}/power", 1)
-        disk = name
-        if not os.path.exists(f"/sys/block/{disk}"):
-            with open(f"{self.folder}/index", encoding="ascii") as file:
-                disk = f"nullb{file.read().strip()}"
-        put(f"/sys/block/{disk}/queue/scheduler", "none")
-        self.path = f"/dev/{disk}"
-
-    def close(self):
-        """Takes the device away, with its data."""
-        put(f"{self.folder}/power", 0)
-        os.rmdir(self.folder)
-
-
-class Dm:
-    """A device-mapper device."""
-
-    HEADER = struct.Struct("<3I4Ii2IQ128s129s7x")
-    SPEC = struct.Struct("<QQiI16s")
-    ROOM = 16384
-    REMOVE, CREATE, SUSPEND, LOAD, STATUS = 4, 3, 6, 9, 12
-    SUSPENDED, NO_FLUSH = 1 << 1, 1 << 11
-    control = None
-
-    def __init__(self, name, *table):
-        self.name = name
-        self.number = self.call(self.CREATE)[0]
-        self.path = f"/dev/dm-{os.minor(self.number)}"
-        self.id = f"{os.major(self.number)}:{os.minor(self.number)}"
-        try:
-            self.load(*table)
-            self.resume()
-        except OSError:
-            self.remove()
-            raise
-
-    def call(self, command, flags=0, data=b"", targets=0):
-        """An ioctl; returns the device's number and what came back."""
-        if Dm.control is None:
-            Dm.control = os.open("/dev/mapper/control", os.O_RDWR)
-        request = bytearray(self.ROOM)
-        self.HEADER.pack_into(request, 0, 4, 0, 0, self.ROOM, self.HEADER.size, targets, 0, flags,
-                              0, 0, 0, self.name.encode(), b"")
-        request[self.HEADER.size:self.HEADER.size + len(data)] = data
-        fcntl.ioctl(Dm.control, 0xC138FD00 | command, request)
-        return self.HEADER.unpack_from(request)[10], request[self.HEADER.size:]
-
-    def load(self, *table):
-        """Loads a table: lines of (sectors, target, arguments)."""
-        data, start = b"", 0
-        for sectors, target, arguments in table:
-            text = arguments.encode() + b"\0"
-            text += b"\0" * (-len(text) % 8)
-            data += self.SPEC.pack(start, sectors, 0, self.SPEC.size + len(text), target.encode()) + text
-            start += sectors
-        self.call(self.LOAD, data=data, targets=len(table))
-
-    def suspend(self, no_flush=False):
-        """Suspends it."""
-        self.call(self.SUSPEND, self.SUSPENDED | (self.NO_FLUSH if no_flush else 0))
-
-    def resume(self):
-        """Resumes it, with the table that was loaded."""
-        self.call(self.SUSPEND)
-
-    def status(self):
-        """The status line of the first target."""
-        _, data = self.call(self.STATUS, self.NO_FLUSH)
-        text = bytes(data[self.SPEC.size:])
-        return text[:text.index(b"\0")].decode()
-
-    def remove(self):
-        """Removes it."""
-        self.call(self.REMOVE)
 
 
 def buffer(data):

@@ -11,7 +11,6 @@ wrong, and at last "RESULT" with what was done as JSON.
 import argparse
 import faulthandler
 import json
-import os
 import random
 import subprocess
 import sys

@@ -14,7 +14,8 @@ import random
 import subprocess
 import sys
 
-from devices import Aio, Dm, SECTOR, buffer, opened, read_all, write_all
+from devices import Aio, SECTOR, buffer, opened, read_all, write_all
+from dm import Dm
 from media import Medium, Write
 from record import ORIGIN, SNAPSHOT, stamps
 
@@ -134,8 +135,8 @@ def main():
     fresh = number % ROUNDS == 0
 
     def make(chunk):
-        origin = Dm("origin", (SECTORS, ORIGIN, dev))
-        return {"ORIGIN": origin, "SNAP": Dm("snap", (SECTORS, SNAPSHOT, f"{dev} {cow} P {chunk}"))}
+        origin = Dm("origin", (0, SECTORS, ORIGIN, dev))
+        return {"ORIGIN": origin, "SNAP": Dm("snap", (0, SECTORS, SNAPSHOT, f"{dev} {cow} P {chunk}"))}
 
     if number > 0:
         old = random.Random(f"{seed} {(number - 1) // ROUNDS}").choice((8, 8, 32))

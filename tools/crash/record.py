@@ -13,8 +13,10 @@ import os
 import re
 import struct
 
-from devices import BLKDISCARD, Aio, Dm, MIB, Null, SECTOR, buffer, put, read_all, write_all
+from devices import BLKDISCARD, Aio, MIB, SECTOR, buffer, read_all, write_all
+from dm import Dm, NOFLUSH
 from media import Medium, Write
+from nullblk import Null, put
 
 TRACING = "/sys/kernel/tracing"
 LOG_MIB = 48
@@ -67,6 +69,13 @@ class Setup:
         self.merge = rng.random() < 0.5
         self.weights = [rng.random() + 0.05 for _ in range(5)]
         self.discards = rng.choice((0, 0, 0.5))
+
+    def table(self, parts, target, i=None):
+        """A table line of the module on these devices; of snapshot i, unless it is of ORIGIN."""
+        line = parts["dev"].id
+        if i is not None:
+            line += f" {parts[f'cow{i}'].id} P {self.chunks[i]}"
+        return (0, self.sectors, target, line)
 
     def __str__(self):
         return (f"{len(self.chunks)} snapshots, chunks {self.chunks}, {self.sectors} sectors, "
@@ -220,30 +229,27 @@ class Workload:
         """DEV or a COW device, whose writes are logged."""
         sectors = len(image) // SECTOR
         log = Null(f"l{name}", LOG_MIB * MIB)
-        nulls = [Null(f"r{name}{i}", len(image), self.setup.block, time, cached=True)
-                 for i, time in enumerate(nsec)]
+        nulls = [Null(f"r{name}{i}", len(image), time, cached=True, discard=1,
+                      blocksize=self.setup.block) for i, time in enumerate(nsec)]
         self.nulls += nulls + [log]
         lines = []
         for at in range(0, sectors, STRIPE):
             null = nulls[at // STRIPE % 2]
-            lines.append((min(STRIPE, sectors - at), "linear", f"{null.path} {at}"))
+            lines.append((at, min(STRIPE, sectors - at), "linear", f"{null.path} {at}"))
         base = Dm(f"base-{name}", *lines)
         write_all(base.path, buffer(image))
-        logged = Dm(f"log-{name}", (sectors, "log-writes", f"{base.id} {log.path}"))
+        logged = Dm(f"log-{name}", (0, sectors, "log-writes", f"{base.id} {log.path}"))
         # A linear device would pass on a write with a flush as it is, and then the trace
         # would not show the flush by itself.
-        part = Dm(name, (sectors, "delay", f"{logged.id} 0 0"))
+        part = Dm(name, (0, sectors, "delay", f"{logged.id} 0 0"))
         self.logs[name] = log
-        self.numbers[f"{os.major(logged.number)},{os.minor(logged.number)}"] = name
+        self.numbers[logged.id.replace(":", ",")] = name
         self.stack += [base, logged, part]
         return part
 
     def table(self, target, i=None):
         """A table line of the module."""
-        line = self.parts["dev"].id
-        if i is not None:
-            line += f" {self.parts[f'cow{i}'].id} P {self.setup.chunks[i]}"
-        return (self.setup.sectors, target, line)
+        return self.setup.table(self.parts, target, i)
 
     def open(self, key, device):
         """Lets the workload use a device."""
@@ -346,7 +352,7 @@ class Workload:
         device.load(table)
         for _ in range(rng.randrange(4)):
             self.one()
-        device.suspend(rng.random() < 0.5)
+        device.suspend(NOFLUSH if rng.random() < 0.5 else 0)
         device.resume()
 
     def begin_merge(self, _):

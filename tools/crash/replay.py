@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0
 """Cuts the power at moments of a timeline, and looks at what the module makes of it."""
 
-import os
 import random
 import struct
 import subprocess
 
-from devices import Dm, Null, SECTOR, buffer, read_all, write_all
+from devices import SECTOR, buffer, read_all, write_all
+from dm import Dm
+from nullblk import Null
 from record import MERGE, ORIGIN, SNAPSHOT, Broken, Model, stamps
 
 MAGIC = 0x70416E53
@@ -301,16 +302,13 @@ class Bench:
         sizes = {"dev": setup.sectors} | {f"cow{i}": s for i, s in enumerate(setup.cow_sectors)}
         self.buffers = {}
         for name, sectors in sizes.items():
-            self.nulls[name] = Null(f"c{name}", sectors * SECTOR, setup.block)
-            self.parts[name] = Dm(f"cut-{name}", (sectors, "linear", f"{self.nulls[name].path} 0"))
+            self.nulls[name] = Null(f"c{name}", sectors * SECTOR, discard=1, blocksize=setup.block)
+            self.parts[name] = Dm(f"cut-{name}", (0, sectors, "linear", f"{self.nulls[name].path} 0"))
             self.buffers[name] = buffer(sectors * SECTOR)
 
     def table(self, target, i=None):
         """A table line of the module."""
-        line = self.parts["dev"].id
-        if i is not None:
-            line += f" {self.parts[f'cow{i}'].id} P {self.setup.chunks[i]}"
-        return (self.setup.sectors, target, line)
+        return self.setup.table(self.parts, target, i)
 
     def write(self, name, image):
         """Fills a device."""

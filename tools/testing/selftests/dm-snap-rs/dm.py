@@ -2,8 +2,8 @@
 """Device-mapper without dmsetup: one ioctl for each step, in this very task, so that a
 fault can be put into just that step, and a long run starts no processes."""
 
+import ctypes
 import errno
-import fcntl
 import os
 import struct
 import threading
@@ -11,11 +11,13 @@ import time
 
 PREFIX = "dsr-"
 HEAD = 312
+READONLY = 1 << 0
 SUSPEND = 1 << 1
 TABLE = 1 << 4
 NOFLUSH = 1 << 11
 COMMANDS = {"create": 3, "remove": 4, "suspend": 6, "load": 9, "clear": 10,
             "status": 12, "message": 14}
+LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class DmError(OSError):
@@ -23,18 +25,30 @@ class DmError(OSError):
 
 
 class Dm:
-    """A device of device-mapper, with the prefix by which lib.sh knows what is ours."""
+    """A device of device-mapper, with the prefix by which lib.sh knows what is ours. If it is
+    given lines of a table, it is in use at once."""
 
     control = None
     # What the kernel reads and writes: one for each thread.
     local = threading.local()
 
-    def __init__(self, name):
+    def __init__(self, name, *lines):
         self.name = PREFIX + name
         if Dm.control is None:
             Dm.control = os.open("/dev/mapper/control", os.O_RDWR)
         self.prepare("create")()
-        self.path = f"/dev/dm-{os.minor(self.number())}"
+        number = self.number()
+        self.path = f"/dev/dm-{os.minor(number)}"
+        # By which a table names it.
+        self.id = f"{os.major(number)}:{os.minor(number)}"
+        if not lines:
+            return
+        try:
+            self.load(*lines)
+            self.resume()
+        except DmError:
+            self.remove()
+            raise
 
     @classmethod
     def buffer(cls):
@@ -57,14 +71,15 @@ class Dm:
             buf[:HEAD + len(data)] = struct.pack(
                 "=3IIIIiIIIQ128s129s7x", 4, 0, 0, len(buf), HEAD,
                 targets, 0, flags, 0, 0, 0, self.name.encode(), b"") + data
-            try:
-                fcntl.ioctl(Dm.control, code, buf, True)
-            except OSError as error:
-                raise DmError(error.errno, f"{command} of {self.name}: "
-                              + os.strerror(error.errno)) from None
+            memory = (ctypes.c_char * len(buf)).from_buffer(buf)
+            # While this waits, other threads go on, as they would not by fcntl.ioctl.
+            if LIBC.ioctl(Dm.control, ctypes.c_ulong(code), memory) < 0:
+                number = ctypes.get_errno()
+                raise DmError(number, f"{command} of {self.name}: "
+                              + os.strerror(number))
         return step
 
-    def loading(self, *lines):
+    def loading(self, *lines, flags=0):
         """The step that loads a table, of lines (start, length, target, arguments)."""
         data = b""
         for start, length, target, args in lines:
@@ -72,11 +87,11 @@ class Dm:
             text += bytes(-len(text) % 8)
             data += struct.pack("=QQiI16s", start, length, 0, 40 + len(text),
                                 target.encode()) + text
-        return self.prepare("load", 0, len(lines), data)
+        return self.prepare("load", flags, len(lines), data)
 
-    def load(self, *lines):
+    def load(self, *lines, flags=0):
         """Loads a table."""
-        self.loading(*lines)()
+        self.loading(*lines, flags=flags)()
 
     def clear(self):
         """Forgets a table that was loaded."""
