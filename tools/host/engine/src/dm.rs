@@ -68,10 +68,25 @@ impl Buffer {
     }
 }
 
+/// A block of a device that has been written.
+pub(crate) struct Block {
+    /// Its first byte.
+    at: usize,
+    bytes: Vec<u8>,
+}
+
+impl Block {
+    /// Writes it to an image.
+    pub(crate) fn put(&self, image: &mut [u8]) {
+        image[self.at..self.at + self.bytes.len()].copy_from_slice(&self.bytes);
+    }
+}
+
 /// A device.
 pub(crate) struct Device {
     bytes: Mutex<Vec<u8>>,
     block: u32,
+    written: Mutex<Vec<Vec<Block>>>,
 }
 
 impl Device {
@@ -79,6 +94,7 @@ impl Device {
         Self {
             bytes: Mutex::new(bytes),
             block,
+            written: Mutex::new(Vec::new()),
         }
     }
 
@@ -92,6 +108,11 @@ impl Device {
 
     pub(crate) fn into_bytes(self) -> Vec<u8> {
         self.bytes.into_inner().unwrap()
+    }
+
+    /// The writes since it was last asked, in their order: each is the blocks that it consists of.
+    pub(crate) fn take_written(&self) -> Vec<Vec<Block>> {
+        std::mem::take(&mut self.written.lock().unwrap())
     }
 
     /// Does something with a range of bytes, if the device takes I/O for it.
@@ -147,7 +168,15 @@ impl Client {
         _flags: WriteFlags,
     ) -> Result {
         let from = buffer.bytes.get(..bytes).ok_or(EINVAL)?;
-        device.at(at, bytes, |to| to.copy_from_slice(from))
+        device.at(at, bytes, |to| to.copy_from_slice(from))?;
+        let size = device.block as usize;
+        let places = (at.0 as usize * 512..).step_by(size);
+        let blocks = places.zip(from.chunks(size)).map(|(at, bytes)| Block {
+            at,
+            bytes: bytes.to_vec(),
+        });
+        device.written.lock().unwrap().push(blocks.collect());
+        Ok(())
     }
 }
 

@@ -4,9 +4,9 @@
 //! added as `commit.rs` adds them, and taken away as `merger.rs` takes them.
 
 use crate::{
-    dm::{self, Buffer, Client, Device, WriteFlags},
+    dm::{self, Block, Buffer, Client, Device, WriteFlags},
     dm_err,
-    exception::Table,
+    exception::{Run, Table},
     naive::{self, Setup, View},
     pending::{Flight, Saved, SnapId},
     store::{
@@ -16,10 +16,11 @@ use crate::{
         NoChunk, Store,
     },
     table::{check_block_size, Device as Which},
-    units::{Chunk, ChunkSize, Sector, Sectors, SpanSize},
+    units::{Chunk, ChunkSize, Sectors, SpanSize},
 };
 use kernel::prelude::{Result, EINVAL, GFP_KERNEL};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 /// An activated snapshot.
@@ -34,7 +35,7 @@ pub struct Opened {
 
 /// What came of an attempt to activate one.
 pub struct Attempt {
-    /// The lines of the log.
+    /// The errors in the log.
     pub log: Vec<String>,
     /// The snapshot, or the image as it is after the refusal.
     pub opened: std::result::Result<Opened, Vec<u8>>,
@@ -74,6 +75,11 @@ pub fn open(image: &[u8], setup: &Setup) -> Attempt {
     Attempt { log, opened }
 }
 
+/// How chunks are dealt out to the slots.
+fn spans(chunk_size: ChunkSize) -> SpanSize {
+    SpanSize::MIN.with_chunks(chunk_size)
+}
+
 fn activate(
     client: &Arc<Client>,
     cow: &Device,
@@ -97,9 +103,8 @@ fn activate(
     if !layout.is_large_enough() {
         return Err(refuse(&too_small));
     }
-    let spans = SpanSize::MIN.with_chunks(chunk_size);
     let sectors = setup.origin_sectors;
-    let loaded = load::load(client, cow, &found, &layout, sectors, spans)?;
+    let loaded = load::load(client, cow, &found, &layout, sectors, spans(chunk_size))?;
     Ok((chunk_size, found.is_valid, loaded))
 }
 
@@ -110,6 +115,11 @@ impl Opened {
 
     /// Old chunk and new chunk of each record, in the order of the old ones.
     fn records(&self) -> Vec<(u64, u64)> {
+        let spans = spans(self.chunk_size);
+        let slot_of = |run: &Run| spans.slot_of(self.chunk_size.first_sector(run.old));
+        for (slot, table) in self.tables.iter().enumerate() {
+            assert!(table.iter().all(|run| slot_of(&run) as usize == slot));
+        }
         let runs = self.tables.iter().flat_map(Table::iter);
         let mut all: Vec<_> = runs
             .flat_map(|run| (0..run.len).map(move |i| (run.old.0 + i, run.new.0 + i)))
@@ -118,20 +128,8 @@ impl Opened {
         all
     }
 
-    fn image(&self) -> Vec<u8> {
-        let mut bytes = Buffer::new(self.device.sectors() as usize * 512, GFP_KERNEL).unwrap();
-        let all = self.device.sectors() as usize * 512;
-        let whole = all - all % self.device.logical_block_size() as usize;
-        self.client
-            .read(&self.device, Sector(0), &mut bytes, whole)
-            .unwrap();
-        let mut image = vec![0; whole];
-        bytes.read(0, &mut image).unwrap();
-        image
-    }
-
     /// Writes all records that wait, as `commit.rs` does.
-    fn commit(&mut self, is_ahead: bool) {
+    fn commit(&mut self, is_ahead: bool, witness: &mut Witness<'_>) {
         let lane = LANE_BYTES.max(self.device.logical_block_size() as usize);
         let mut lanes = [(); 2].map(|()| Buffer::new(lane, GFP_KERNEL).unwrap());
         let mut ended = kernel::prelude::KVec::with_capacity(8, GFP_KERNEL).unwrap();
@@ -139,6 +137,7 @@ impl Opened {
         loop {
             if is_ahead || was_stuck {
                 self.zero_one();
+                witness.see_all(self.device.take_written());
             }
             match self.persistent().begin(&mut lanes) {
                 Next::Nothing => return,
@@ -156,7 +155,11 @@ impl Opened {
                                 .write(&self.device, write.at, lane, write.bytes, flags);
                         done.expect("records are within the device");
                     }
-                    assert_ne!(self.persistent().finish(), 0);
+                    let count = self.persistent().finish() as usize;
+                    assert_ne!(count, 0);
+                    // Both lanes write at a time.
+                    let blocks = self.device.take_written().into_iter().flatten().collect();
+                    witness.see(blocks, witness.durable + count);
                     while self.persistent().take_committed(&mut ended) {
                         ended.clear();
                     }
@@ -220,10 +223,98 @@ fn sorted(view: View) -> View {
     }
 }
 
+/// Follows a COW device from write to write, and cuts its power in the middle of each.
+struct Witness<'a> {
+    setup: &'a Setup,
+    chunk: u64,
+    /// All records in their order, of which the first `durable` are on the device.
+    records: Vec<(u64, u64)>,
+    durable: usize,
+    /// What is on it.
+    image: Vec<u8>,
+    /// What one of the cuts has left.
+    torn: Option<Vec<u8>>,
+    random: Random,
+}
+
+impl Witness<'_> {
+    /// These blocks have been written, in no certain order, and then so many records are durable.
+    /// A cut before the end loses none that stays, and shows none that was never there.
+    fn see(&mut self, blocks: Vec<Block>, durable: usize) {
+        let (low, high) = (durable.min(self.durable), durable.max(self.durable));
+        for _ in 0..if blocks.len() > 1 { 3 } else { 0 } {
+            let mut image = self.image.clone();
+            for block in &blocks {
+                if self.random.below(2) == 0 {
+                    block.put(&mut image);
+                }
+            }
+            self.shows(&image, low..=high);
+            if self.random.below(4) == 0 {
+                self.torn = Some(image);
+            }
+        }
+        for block in blocks {
+            block.put(&mut self.image);
+        }
+        self.durable = durable;
+        self.shows(&self.image, durable..=durable);
+    }
+
+    /// There were these writes, one after the other, and the device shows the same as before.
+    fn see_all(&mut self, writes: Vec<Vec<Block>>) {
+        for blocks in writes {
+            self.see(blocks, self.durable);
+        }
+    }
+
+    /// The device has been opened. It was written to only where something had to be zeroed.
+    fn see_opened(&mut self, device: &Device) {
+        let (chunk, count) = (self.chunk, self.durable as u64);
+        let is_fresh = self.image.starts_with(&[0; 4]);
+        let has_leftovers = naive::has_leftovers(&self.image, chunk, count);
+        let writes = device.take_written();
+        assert_eq!(!writes.is_empty(), is_fresh || has_leftovers);
+        self.see_all(writes);
+        assert!(!naive::has_leftovers(&self.image, chunk, count));
+    }
+
+    /// An image has the first records, so many of them.
+    fn shows(&self, image: &[u8], count: RangeInclusive<usize>) {
+        let View::Records { chunk, records } = naive::read(image, self.setup) else {
+            panic!("the device cannot be used any more");
+        };
+        assert!(
+            count.contains(&records.len()),
+            "{} records, not {count:?}",
+            records.len()
+        );
+        assert_eq!(
+            (chunk, &*records),
+            (self.chunk, &self.records[..records.len()])
+        );
+    }
+}
+
+/// From so many images, each left by a cut of the one before, a check goes on.
+const CUTS: u32 = 2;
+
 /// Opens an image, and compares what the store makes of it with the naive reader; then goes on
-/// with it as the module would: fills it to the last chunk, reads it again, merges it. `seed` says
-/// how. Panics when anything is not as it should be. Answers what the image shows.
+/// with it as the module would: fills it to the last chunk, reads it again, merges it. Cuts the
+/// power meanwhile, and does the same with what is left. `seed` says how. Panics when anything is
+/// not as it should be. Answers what the image shows.
 pub fn check(image: &[u8], setup: &Setup, seed: u64) -> View {
+    let wanted = naive::read(image, setup);
+    let mut torn = look(image, setup, Random(seed));
+    for cut in 0..CUTS.into() {
+        let Some(image) = torn else { break };
+        torn = look(&image, setup, Random(seed ^ cut << 32));
+    }
+    wanted
+}
+
+/// Does so with one image; answers what a cut has left.
+fn look(image: &[u8], setup: &Setup, random: Random) -> Option<Vec<u8>> {
     let wanted = naive::read(image, setup);
     let attempt = open(image, setup);
     assert_eq!(attempt.view(), sorted(wanted.clone()));
@@ -231,44 +322,53 @@ pub fn check(image: &[u8], setup: &Setup, seed: u64) -> View {
         Err(after) => {
             assert!(!attempt.log.is_empty(), "there is no reason in the log");
             assert!(after == image, "a device that is refused was written to");
-            return wanted;
+            return None;
         }
         Ok(opened) => opened,
     };
-    if let View::Records { chunk, records } = &wanted {
-        go_on(opened, setup, *chunk, records.clone(), Random(seed));
-    }
-    wanted
+    let View::Records { chunk, records } = wanted else {
+        let written = opened.device.take_written();
+        assert!(
+            written.is_empty(),
+            "a device that is invalid was written to"
+        );
+        return None;
+    };
+    let mut witness = Witness {
+        setup,
+        chunk,
+        durable: records.len(),
+        records,
+        image: image.to_vec(),
+        torn: None,
+        random,
+    };
+    witness.see_opened(&opened.device);
+    fill(opened, &mut witness);
+    merge(&mut witness);
+    witness.torn
 }
 
-fn go_on(
-    mut opened: Opened,
-    setup: &Setup,
-    chunk: u64,
-    mut records: Vec<(u64, u64)>,
-    mut random: Random,
-) {
-    let shows = |image: &[u8], records: &[(u64, u64)]| {
-        let records = records.to_vec();
-        assert_eq!(naive::read(image, setup), View::Records { chunk, records });
-    };
-    shows(&opened.image(), &records);
-
+/// Fills a device to the last chunk of either side.
+fn fill(mut opened: Opened, witness: &mut Witness<'_>) {
+    let Setup { origin_sectors, .. } = *witness.setup;
     // Every chunk of data that no record names is handed out, once.
     let sectors = opened.device.sectors();
-    let used: BTreeSet<u64> = records.iter().map(|r| r.1).collect();
-    let mut free: BTreeSet<u64> = naive::data_chunks(chunk, sectors).into_iter().collect();
-    free.retain(|c| !used.contains(c));
+    let used: BTreeSet<u64> = witness.records.iter().map(|r| r.1).collect();
+    let data = naive::data_chunks(witness.chunk, sectors);
+    let mut free: BTreeSet<u64> = data.into_iter().filter(|c| !used.contains(c)).collect();
     assert_eq!(opened.store.free_chunks(), free.len() as u64);
     let mut flight = Flight::new(1).unwrap();
     let item = flight.start_read(SnapId(1), Sectors::ALL).unwrap();
-    let origin_chunks = setup.origin_sectors.div_ceil(chunk);
-    let mapped: BTreeSet<u64> = records.iter().map(|r| r.0).collect();
+    let origin_chunks = origin_sectors.div_ceil(witness.chunk);
+    let mapped: BTreeSet<u64> = witness.records.iter().map(|r| r.0).collect();
     let mut olds = (0..origin_chunks)
         .filter(|c| !mapped.contains(c))
         .peekable();
+    // Many records at a time are in several blocks.
+    let rarity = [1, 4, 40][witness.random.below(3) as usize];
     loop {
-        let want = 1 + random.below(9);
+        let want = 1 + witness.random.below(9);
         let run = match opened.store.alloc(want, sectors) {
             Ok(run) => run,
             Err(NoChunk::NoMemory) => {
@@ -288,39 +388,39 @@ fn go_on(
                 item,
             };
             opened.persistent().add(saved);
-            records.push((old, new));
+            witness.records.push((old, new));
         }
-        if random.below(4) == 0 {
-            let is_ahead = random.below(2) == 0;
-            opened.commit(is_ahead);
+        if witness.random.below(rarity) == 0 {
+            let is_ahead = witness.random.below(2) == 0;
+            opened.commit(is_ahead, witness);
         }
         if olds.peek().is_none() {
             break;
         }
     }
-    opened.commit(false);
-    let image = opened.image();
-    shows(&image, &records);
+    opened.commit(false, witness);
+    assert_eq!(witness.durable, witness.records.len());
+}
 
-    // All of it is found again; then the records go, the last ones first.
-    let again = open(&image, setup);
-    let all: BTreeMap<u64, u64> = records.iter().copied().collect();
-    let all = all.into_iter().collect();
-    assert_eq!(
-        again.view(),
-        View::Records {
-            chunk,
-            records: all
-        }
-    );
+/// Opens a device once more, finds all of it again, and takes the records away, the last ones
+/// first.
+fn merge(witness: &mut Witness<'_>) {
+    let again = open(&witness.image, witness.setup);
+    let records = View::Records {
+        chunk: witness.chunk,
+        records: witness.records.clone(),
+    };
+    assert_eq!(again.view(), sorted(records));
     let mut again = again.opened.ok().expect("it was just seen");
+    witness.see_opened(&again.device);
     again.persistent().start_merge();
-    while let Some(gone) = again.merge(1 + random.below(40) as u32) {
-        let left = records.len() - gone.len();
-        assert_eq!(records.split_off(left), gone);
-        shows(&again.image(), &records);
+    while let Some(gone) = again.merge(1 + witness.random.below(40) as u32) {
+        let left = witness.durable - gone.len();
+        assert_eq!(witness.records[left..witness.durable], gone);
+        let blocks = again.device.take_written().into_iter().flatten().collect();
+        witness.see(blocks, left);
     }
-    assert!(records.is_empty());
+    assert_eq!(witness.durable, 0);
 }
 
 /// Makes an image from any bytes, and [`check`]s it. The first six are what is around the device

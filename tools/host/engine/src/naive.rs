@@ -53,6 +53,16 @@ pub fn data_chunks(chunk: u64, sectors: u64) -> Vec<u64> {
     (1..end).filter(|c| !is_area(*c)).collect()
 }
 
+/// Whether there is anything behind so many records, up to the end of the area in which the next
+/// one goes: it would become a record when those before it are.
+pub fn has_leftovers(image: &[u8], chunk: u64, records: u64) -> bool {
+    let per_area = chunk * 32;
+    let at = area_chunk(chunk, records / per_area) * chunk * 512;
+    let behind = (at + records % per_area * 16) as usize..(at + chunk * 512) as usize;
+    let behind = image.get(behind).unwrap_or_default();
+    behind.iter().any(|byte| *byte != 0)
+}
+
 /// Reads an image.
 pub fn read(image: &[u8], setup: &Setup) -> View {
     let sectors = image.len() as u64 / 512;
