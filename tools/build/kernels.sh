@@ -7,7 +7,7 @@
 # kernel_settings NAME - sets, for one of these kernels:
 #   KERNEL_FRAGS   its fragments; an option is named in one of them only
 #   KERNEL_MAKE    what make is told, for the kernel and for modules of it
-#   KERNEL_LDS     what is added to the linker's script of the kernel, a file, or empty
+#   KERNEL_FILES   what else it is made of, files of this folder
 #   KERNEL_IMAGE   the kernel to boot, in the build tree
 #   KERNEL_WHAT    what it is, for a person
 # and is false when there is none of that name. SUBARCH must not be told, or bindgen
@@ -17,7 +17,8 @@ kernel_settings() {
 	local wraps="-Wl,--wrap,malloc -Wl,--wrap,free -Wl,--wrap,calloc"
 	# A process comes back from a signal by a function that must have nothing on its stack.
 	local stub="CFLAGS_stub.o=-fno-PIC -fno-pic -fomit-frame-pointer"
-	KERNEL_LDS=
+	local lds=$DM_TOP/tools/build/uml-clang.lds trace=$DM_TOP/tools/build/uml-stacktrace.h
+	KERNEL_FILES=()
 	case $1 in
 	uml)
 		KERNEL_FRAGS=(common uml uml-tt)
@@ -27,9 +28,10 @@ kernel_settings() {
 		;;
 	uml-debug)
 		KERNEL_FRAGS=(common uml uml-smp tests checks memory)
-		KERNEL_LDS=$DM_TOP/tools/build/uml-clang.lds
+		KERNEL_FILES=("$lds" "$trace")
 		# What the kernel wraps itself has to be told again.
-		KERNEL_MAKE=(ARCH=um "$clang" "$stub" "LINK_WRAPS=$wraps -Wl,-T,$KERNEL_LDS")
+		KERNEL_MAKE=(ARCH=um "$clang" "$stub" "CFLAGS_stacktrace.o=-include $trace"
+			"LINK_WRAPS=$wraps -Wl,-T,$lds")
 		KERNEL_IMAGE=linux
 		KERNEL_WHAT="User-Mode Linux with all checks"
 		;;
