@@ -463,6 +463,17 @@ impl Live {
                 }
                 commit.is_begun = true;
                 commit.begun = self.stats.commits.add_timed();
+                drop(commit);
+                // What was saved comes before its records. It's not left to a flag of their
+                // writes: where the COW device is one of device-mapper, the error of a flush that
+                // goes with data may get lost.
+                let is_flushed = self.client.flush(&devices.cow).is_ok();
+                commit = self.commit.lock();
+                if !is_flushed {
+                    commit.has_failed = true;
+                    drop(commit);
+                    return self.queue_commit();
+                }
                 let mut ready = [const { None }; LANES];
                 for (lane, write) in writes.iter().enumerate() {
                     let Some(write) = write else { continue };
@@ -487,7 +498,7 @@ impl Live {
                         &devices.cow,
                         Span::at(write.at, write.bytes),
                         buffer,
-                        WriteFlags::FlushFua,
+                        WriteFlags::Fua,
                         self.clone(),
                         lane,
                     );

@@ -191,8 +191,6 @@ const NO_NOTIFY: sys::dm_io_notify = sys::dm_io_notify {
 pub(crate) enum WriteFlags {
     /// It may stay in the device's cache.
     Data,
-    /// What was written before is flushed first, then this is on stable media before it ends.
-    FlushFua,
     /// It is on stable media before it ends.
     Fua,
 }
@@ -202,9 +200,6 @@ impl WriteFlags {
         let op = bindings::req_op_REQ_OP_WRITE | sys::DMSNAP_REQ_SYNC;
         match self {
             WriteFlags::Data => op,
-            WriteFlags::FlushFua => {
-                op | sys::DMSNAP_REQ_META | sys::DMSNAP_REQ_PREFLUSH | sys::DMSNAP_REQ_FUA
-            }
             WriteFlags::Fua => op | sys::DMSNAP_REQ_META | sys::DMSNAP_REQ_FUA,
         }
     }

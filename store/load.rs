@@ -96,7 +96,8 @@ pub(crate) fn header(cow: &Device, chunk_size: ChunkSize, valid: bool) -> Result
 /// `EIO`. Sleeps, and asks for no memory.
 pub(crate) fn write_header(client: &Client, cow: &Device, header: &Buffer) -> Result {
     let block = cow.logical_block_size() as usize;
-    client.write(cow, Sector(0), header, block, WriteFlags::FlushFua)
+    client.flush(cow)?;
+    client.write(cow, Sector(0), header, block, WriteFlags::Fua)
 }
 
 /// The exceptions of a COW device, dealt out to the slots, and the store itself.

@@ -141,7 +141,6 @@ impl fmt::Display for Device {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum WriteFlags {
     Fua,
-    FlushFua,
 }
 
 /// Who does I/O.

@@ -149,7 +149,7 @@ impl Opened {
                 Next::Commit { writes } => {
                     for (write, lane) in writes.iter().zip(&lanes) {
                         let Some(write) = write else { continue };
-                        let flags = WriteFlags::FlushFua;
+                        let flags = WriteFlags::Fua;
                         let done =
                             self.client
                                 .write(&self.device, write.at, lane, write.bytes, flags);
@@ -191,7 +191,7 @@ impl Opened {
         read.expect("records are within the device");
         let records = self.persistent().decode(&piece, &blocks).unwrap();
         self.persistent().remove(&piece, &mut blocks).unwrap();
-        let flags = WriteFlags::FlushFua;
+        let flags = WriteFlags::Fua;
         let done = self.client.write(&self.device, at, &blocks, bytes, flags);
         done.expect("records are within the device");
         self.persistent().removed(&piece, &blocks);
