@@ -6,6 +6,8 @@
 
 # What a stall or a hung task is on a busy host, as in qemu.sh.
 uml_args="rcupdate.rcu_cpu_stall_timeout=60"
+# Grace periods of RCU are most of what a step of device-mapper takes here.
+uml_args+=" rcupdate.rcu_expedited=1"
 
 machine_prepare() {
 	# The guest's memory is a file; here it needs no disk.

@@ -8,9 +8,10 @@ refused, or invalid, or shows exactly the records before the first empty one.
 
 hostile.py kernel DEV COW [--snapshot TARGET]
     On the targets: writes each image to COW, a device of at least 256 KiB, and makes
-    a snapshot of DEV, a device of 128 KiB. A refusal must have its reason in the
+    a snapshot of DEV, a device of 251 sectors. A refusal must have its reason in the
     kernel's log and leave COW as it was; a snapshot must show the saved chunks of
-    exactly those records, and take a write, which must be the next record.
+    exactly those records, have zeroed what a crash has left behind them, and take a
+    write, which must be the next record.
 hostile.py host PROGRAM
     On the module's store without a kernel: PROGRAM is the `hostile` of tools/host.
 hostile.py snaprs PROGRAM
@@ -36,11 +37,14 @@ import tempfile
 
 MAGIC = 0x70416E53
 SECTOR = 512
-ORIGIN_SECTORS = 256
+# The last chunk of it is cut off, unless chunks are sectors.
+ORIGIN_SECTORS = 251
 COW_SECTORS = 512
 BLOCK = 512
 HEADER = struct.Struct("<IIII")
 RECORD = struct.Struct("<QQ")
+# In a block.
+RECORDS = BLOCK // RECORD.size
 PREFIX = "dsr-"
 HUGE = [1 << 31, 1 << 32, (1 << 48) - 1, 1 << 48, 1 << 63, (1 << 64) - 1]
 
@@ -61,6 +65,11 @@ def area_at(chunk, area):
 def is_area(chunk, number):
     """Whether that chunk of COW is a metadata area."""
     return number % (per_area(chunk) + 1) == 1
+
+
+def origin_chunks(chunk):
+    """How many chunks the origin has."""
+    return -(-ORIGIN_SECTORS // chunk)
 
 
 def data_chunks(chunk, sectors):
@@ -101,13 +110,20 @@ def records(image, chunk, total):
                 return chunk, found
             if new >= total or is_area(chunk, new) or new in news:
                 return "refused"
-            if old >= -(-ORIGIN_SECTORS // chunk) or old in olds:
+            if old >= origin_chunks(chunk) or old in olds:
                 return "refused"
             olds.add(old)
             news.add(new)
             found.append((old, new))
         area += 1
     return chunk, found
+
+
+def has_leftovers(image, chunk, count):
+    """Whether an area with so many records up to its end has anything behind them."""
+    area, index = divmod(count, per_area(chunk))
+    begin, end = area_at(chunk, area), area_at(chunk, area) + chunk * SECTOR
+    return end <= len(image) and any(image[begin + index * RECORD.size:end])
 
 
 # ---------------------------------------------------------------------------
@@ -125,7 +141,7 @@ class Image:
         sectors = rng.randrange(4 * self.chunk, COW_SECTORS + 1)
         self.bytes = bytearray(rng.randbytes(sectors * SECTOR))
         data = data_chunks(self.chunk, sectors)
-        olds = list(range(ORIGIN_SECTORS // self.chunk))
+        olds = list(range(origin_chunks(self.chunk)))
         if rng.random() < 0.5:
             rng.shuffle(olds)
         if rng.random() < 0.3:
@@ -176,8 +192,12 @@ class Image:
             RECORD.pack_into(self.bytes, self.place(index), old, new)
 
     def pick(self):
-        """The number of a record, or of the place behind the last one."""
-        return self.rng.randint(0, len(self.good))
+        """The number of a record, or of the place behind the last one: often the first or the
+        last one of an area."""
+        index = self.rng.randint(0, len(self.good))
+        if self.rng.random() < 0.3:
+            index -= index % per_area(self.chunk) - self.rng.choice([0, per_area(self.chunk) - 1])
+        return min(index, len(self.good))
 
     def own(self, index):
         """A record that is good in that place: what is there, or else an unused old
@@ -186,7 +206,7 @@ class Image:
             return self.good[index]
         olds, news = {o for o, _ in self.good}, {n for _, n in self.good}
         data = data_chunks(self.chunk, len(self.bytes) // SECTOR)
-        return (next((c for c in range(ORIGIN_SECTORS // self.chunk) if c not in olds), 0),
+        return (next((c for c in range(origin_chunks(self.chunk)) if c not in olds), 0),
                 next((c for c in data if c not in news), 2))
 
     def some(self):
@@ -241,13 +261,13 @@ def random_header(image):
 def beyond_device(image):
     """A new chunk that the device does not have."""
     total, index = len(image.bytes) // image.size, image.pick()
-    image.put(index, image.own(index)[0], image.rng.choice([total, total + 1, *HUGE]))
+    image.put(index, image.own(index)[0], image.rng.choice([total] * 3 + [total + 1, *HUGE]))
 
 
 def beyond_origin(image):
     """An old chunk that the origin does not have."""
-    end, index = ORIGIN_SECTORS // image.chunk, image.pick()
-    image.put(index, image.rng.choice([end, end + 1, *HUGE]), image.own(index)[1])
+    end, index = origin_chunks(image.chunk), image.pick()
+    image.put(index, image.rng.choice([end] * 5 + [end + 1, *HUGE]), image.own(index)[1])
 
 
 def at_area(image):
@@ -333,6 +353,15 @@ def stale_records(image):
         image.put(index, image.rng.randrange(300), image.rng.randrange(600))
 
 
+def torn_commit(image):
+    """Of the records that were written together, those in the first block are not there."""
+    index = len(image.good)
+    index += RECORDS - index % RECORDS
+    for index in range(index, index + image.rng.choice([1, RECORDS, image.rng.randint(1, 80)])):
+        old, new = image.own(len(image.good))
+        image.put(index, old, new)
+
+
 def flipped_bits(image):
     """Some bits of an area are wrong."""
     area = image.area()
@@ -348,9 +377,31 @@ def flipped_anywhere(image):
             image.bytes[image.rng.randrange(len(image.bytes))] ^= 1 << image.rng.randrange(8)
 
 
+def used_to_the_end(image):
+    """The device ends where an area would begin, and all of it is in use: not by the module, which
+    leaves the last chunk, but by the kernel's target; so no empty record ends the list."""
+    stride = per_area(image.chunk) + 1
+    areas = min((len(image.bytes) // image.size - 1) // stride,
+                origin_chunks(image.chunk) // per_area(image.chunk))
+    if areas < 1:
+        return
+    del image.bytes[(1 + areas * stride) * image.size:]
+    for area in range(areas):
+        image.zero(area_at(image.chunk, area), image.size)
+    data = [c for c in range(2, 1 + areas * stride) if not is_area(image.chunk, c)]
+    olds = image.rng.sample(range(origin_chunks(image.chunk)), len(data))
+    image.good = list(zip(olds, data))
+    for index, record in enumerate(image.good):
+        image.put(index, *record)
+
+
 def truncated(image):
-    """The device is shorter than it was."""
-    del image.bytes[image.rng.randrange(1, len(image.bytes) // SECTOR + 1) * SECTOR:]
+    """The device is shorter than it was, often by all but a few chunks."""
+    rng, sectors = image.rng, len(image.bytes) // SECTOR
+    left = rng.randint(1, max(sectors, 1))
+    if rng.random() < 0.5:
+        left = rng.randint(1, 4) * image.chunk - rng.randint(0, 1)
+    del image.bytes[left * SECTOR:]
 
 
 def all_random(image):
@@ -364,7 +415,7 @@ DAMAGE = [
     bad_magic, no_magic, bad_version, bad_chunk_size, bad_flag, random_header, beyond_device,
     beyond_origin, at_area, old_twice, new_twice, record_twice, random_record, empty_record,
     swapped_areas, copied_area, shuffled_records, zeroed_area, zeroed_sector, random_area,
-    stale_records, flipped_bits, flipped_anywhere, truncated, all_random,
+    stale_records, torn_commit, flipped_bits, flipped_anywhere, used_to_the_end, truncated, all_random,
 ]
 
 # ---------------------------------------------------------------------------
@@ -510,7 +561,7 @@ class Disk:
 
 
 class Log:
-    """What the kernel logs from now on."""
+    """The errors that the kernel logs from now on."""
 
     def __init__(self):
         self.fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
@@ -521,11 +572,14 @@ class Log:
         lines = []
         while True:
             try:
-                lines.append(os.read(self.fd, 8192).decode(errors="replace").partition(";")[2])
+                head, _, text = os.read(self.fd, 8192).decode(errors="replace").partition(";")
             except BlockingIOError:
                 return lines
             except BrokenPipeError:
                 continue
+            # A warning is no reason for a refusal.
+            if int(head.partition(",")[0]) & 7 <= 3:
+                lines.append(text)
 
 
 def dmsetup(*words):
@@ -612,7 +666,9 @@ class Kernel:
         try:
             if snap.read(len(shown)) != bytes(shown):
                 return "it shows something else"
-            # The first chunk that has no record gets one, if there is a place for its data.
+            if has_leftovers(saved, chunk, len(found)):
+                return "what is behind the last record could become one"
+            # The first whole chunk that has no record gets one, if there is a place for its data.
             free = set(range(ORIGIN_SECTORS // chunk)) - {old for old, _ in found}
             room = set(data_chunks(chunk, self.sectors)) - {new for _, new in found}
             self.added = min(free) if free and room else None

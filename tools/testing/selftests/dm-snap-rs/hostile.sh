@@ -19,7 +19,7 @@ test_damaged_devices() {
 	! on_c || skip "the C target does not check what it reads"
 	dev=$(blk_create 1)
 	cow=$(blk_create 1)
-	linear_create dev "$dev" 256
+	linear_create dev "$dev" 251
 	"$LIB_DIR/hostile.py" kernel "$(path dev)" "$cow" --count "$IMAGES" \
 		--seed "${DM_SNAP_RS_SEED:-1}" >"$TMP/hostile" || rc=$?
 	cat "$TMP/hostile"

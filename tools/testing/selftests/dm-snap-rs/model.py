@@ -32,6 +32,7 @@ model.py run --seed N --origin DEVICE [--snap DEVICE=COMMAND]... [options]
 import argparse
 import ctypes
 import fcntl
+import functools
 import mmap
 import os
 import random
@@ -102,10 +103,7 @@ class Device:
         self.path = path
         self.name = os.path.basename(path)
         self.image = image
-        self.direct = os.open(path, os.O_RDWR | os.O_DIRECT)
-        self.buffered = os.open(path, os.O_RDWR)
-        if device_size(self.direct) != len(image):
-            raise Mismatch(f"{path} has a wrong size")
+        self.open()
         self.view = memoryview(image)
         self.busy = []
         # With discards: the bytes of a chunk, and the chunks that a snapshot has
@@ -121,6 +119,18 @@ class Device:
         read_all(fd, memoryview(image))
         os.close(fd)
         return cls(path, image)
+
+    def open(self):
+        """Opens it, for direct I/O and for that of the page cache."""
+        self.direct = os.open(self.path, os.O_RDWR | os.O_DIRECT)
+        self.buffered = os.open(self.path, os.O_RDWR)
+        if device_size(self.direct) != len(self.image):
+            raise Mismatch(f"{self.path} has a wrong size")
+
+    def close(self):
+        """Closes it."""
+        os.close(self.direct)
+        os.close(self.buffered)
 
     def overlaps(self, start, end):
         """True when something is in flight there."""
@@ -160,15 +170,20 @@ class Device:
 class Run:
     """The jobs, the devices and the lock over what the model says."""
 
+    # What the devices are.
+    device = Device
+
     def __init__(self, args):
         self.args = args
         self.lock = threading.Lock()
-        self.origin = Device.existing(args.origin)
+        self.origin = self.device.existing(args.origin)
         self.devices = [self.origin]
         self.size = len(self.origin.image)
         self.error = None
         self.started = 0
         self.advanced = threading.Condition(self.lock)
+        # The origin writes that each job has in flight.
+        self.in_flight = {}
         # While a snapshot is being created: the origin writes that may or may
         # not be in it.
         self.unsure = None
@@ -284,40 +299,48 @@ class Run:
                 for side in {device, self.origin} if whole else {device}:
                     side.busy.remove(whole or held)
 
-    def create(self, path, command):
-        """Creates a snapshot while the jobs go on, and learns what it froze.
-
-        Of a write that is in flight meanwhile, each sector may be in the
-        snapshot or not, so those are read back: each must be one of what was
-        there at one time."""
+    def create(self, path, make):
+        """Creates a snapshot by `make` while the jobs go on, and learns what it froze:
+        a write that is in flight meanwhile may be in the snapshot or not."""
         with self.lock:
             self.unsure = list(self.in_flight.values())
             image = bytearray(self.origin.image)
         # What was acknowledged to a buffered writer before is in the snapshot.
         os.fsync(self.origin.buffered)
-        subprocess.run(["bash", "-e", "-c", command], check=True)
+        make()
         with self.lock:
             unsure, self.unsure = self.unsure, None
-        snap = Device(path, image)
-        view = snap.view
+        snap = self.device(path, image)
+        try:
+            self.learn(snap, unsure)
+        except Exception:
+            snap.close()
+            raise
+        with self.lock:
+            self.devices.append(snap)
+        return snap
+
+    @staticmethod
+    def learn(device, writes):
+        """Reads back where writes may have been done or not: each sector must be that
+        of one of them, or what was there before."""
+        view = device.view
         choices = {}
-        for offset, data in unsure:
+        for offset, data in writes:
             for at in range(0, len(data), SECTOR):
                 choices.setdefault((offset + at) // SECTOR, []).append(
                     bytes(data[at:at + SECTOR]))
         for start, end in runs(sorted(choices)):
             got = memoryview(bytearray((end - start) * SECTOR))
-            read_all(snap.direct, got, start * SECTOR)
+            read_all(device.direct, got, start * SECTOR)
             for sector in range(start, end):
                 at = sector * SECTOR
                 is_now = bytes(got[at - start * SECTOR:][:SECTOR])
                 was = bytes(view[at:at + SECTOR])
                 if is_now != was and is_now not in choices[sector]:
-                    raise Mismatch(f"{snap.name}: sector {sector} shows what was "
-                                   "there neither before nor after its creation")
+                    raise Mismatch(f"{device.name}: sector {sector} shows what was "
+                                   "there neither before a write nor after it")
                 view[at:at + SECTOR] = is_now
-        with self.lock:
-            self.devices.append(snap)
 
     def verify(self):
         """Compares all of every device."""
@@ -331,7 +354,6 @@ class Run:
     def run(self):
         """Runs all; the error or None."""
         args = self.args
-        self.in_flight = {}
         later = []
         for spec in args.snap:
             path, _, command = spec.partition("=")
@@ -356,7 +378,8 @@ class Run:
                         self.advanced.wait(1)
                     if self.error:
                         break
-                self.create(path, command)
+                self.create(path, functools.partial(
+                    subprocess.run, ["bash", "-e", "-c", command], check=True))
         except (Mismatch, subprocess.CalledProcessError, OSError) as error:
             with self.lock:
                 self.error = self.error or error
@@ -368,8 +391,7 @@ class Run:
             except (Mismatch, OSError) as error:
                 self.error = error
         for device in self.devices:
-            os.close(device.direct)
-            os.close(device.buffered)
+            device.close()
         return self.error
 
 
