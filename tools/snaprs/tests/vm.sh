@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # The snaprs command on COW devices that the kernel writes, the C target and the
-# Rust one, at rest and while they are in use. It runs in the virtual machine
-# beside the folder of the selftests and the command itself:
+# Rust one, at rest and while they are in use. It runs in the virtual machine, among
+# the selftests and beside the command itself:
 #
 #	tools/vm/run --copy tools/testing/selftests/dm-snap-rs \
-#		--copy tools/snaprs/tests/vm.sh --copy .../sbin/snaprs -- ./vm.sh
+#		--copy tools/snaprs/tests/vm.sh --copy .../sbin/snaprs -- \
+#		sh -c 'mv vm.sh snaprs dm-snap-rs && dm-snap-rs/run.sh vm.sh'
 
 # shellcheck source=../../testing/selftests/dm-snap-rs/lib.sh
-. "$(dirname "$0")/dm-snap-rs/lib.sh"
+. "$(dirname "$0")/lib.sh"
 
 SNAPRS=$(realpath "$(dirname "$0")/snaprs")
 
