@@ -378,7 +378,12 @@ class Soak(Run):
                 if suspends:
                     self.origin_dm.suspend()
                 slot.guards = True
-                slot.dm.resume()
+                # It may become full before it's resumed, which waits for ORIGIN's writes.
+                slot.lock.release()
+                try:
+                    slot.dm.resume()
+                finally:
+                    slot.lock.acquire()
                 if suspends:
                     self.origin_dm.resume()
 
