@@ -51,7 +51,12 @@ check-crash:
 
 .PHONY: check-debug
 check-debug:
-	@tools/check uml-debug debug kcsan
+	@tools/check uml-debug soak debug kcsan
+
+.PHONY: soak
+HOURS ?= 1
+soak: all
+	@tools/soak/run --hours $(HOURS)
 
 .PHONY: vm-shell
 vm-shell: all
@@ -115,6 +120,7 @@ Trying and testing
   make check-crash    cut the power at 10,000 moments, kill 50 virtual machines
   make check-debug    run the kernel's tests on kernels with KASAN, lockdep, KCSAN and
                       more, which are built at first (some hours in all)
+  make soak           do all at once at random, for an hour or HOURS=, and verify all
   make bench          compare it with the kernel's targets; CASES= picks some
   make bench-gate     see that no exact figure has become worse
   make host-test      run the tests that need no kernel
