@@ -6,9 +6,10 @@ what is asked for each time is told in stand.py.
 inject.py requests DEV COW
     Of activations, copies, commits, writes of the snapshot, discards, reloads and merges,
     each request to DEV and each to COW fails once.
-inject.py steps DEV COW
+inject.py steps DEV COW EACH
     Of the loading, resuming, suspending and reloading of each target, and of its messages,
-    each allocation fails once, those of device-mapper included.
+    each allocation fails once, those of device-mapper included; or only one of so many,
+    from one that is chosen at random on.
 inject.py bios DEV COW COUNT
     The same for COUNT reads, writes, flushes and discards of ORIGIN and SNAP, for what the
     module allocates before they are sent.
@@ -23,6 +24,7 @@ import collections
 import contextlib
 import errno
 import os
+import random
 import sys
 
 import dm
@@ -340,14 +342,14 @@ def requests(dev, cow):
 class Steps(Life):
     """Each gives a step, all of whose allocations fail in turn, and goes on when it's taken."""
 
-    def load_origin(self):
+    def p_load_origin(self):
         """ORIGIN is loaded."""
         device = dm.Dm("origin")
         yield lambda: device.load(self.stand.line(ORIGIN))
         device.resume()
         device.remove()
 
-    def resume_origin(self):
+    def p_resume_origin(self):
         """And resumed."""
         device = dm.Dm("origin")
         device.load(self.stand.line(ORIGIN))
@@ -457,14 +459,15 @@ def goes_on(stand, device, image):
     own(stand)
 
 
-def steps(dev, cow):
-    """Has each allocation of each step fail."""
+def steps(dev, cow, each):
+    """Has each allocation of each step fail, or one of so many."""
+    each = int(each)
     # All of the module's are done in calls of device-mapper.
     allocations("dm_mod")
     for name, store in Steps.all():
-        number, has_failed = 0, True
+        number, has_failed, tried = random.randrange(each) + 1 - each, True, 0
         while has_failed:
-            number += 1
+            number += each
             scene = Steps(dev, cow, store)
             parts = getattr(scene, name)()
             step = next(parts)
@@ -483,7 +486,8 @@ def steps(dev, cow):
             next(parts, None)
             scene.finish()
             has_failed = nth.has_failed
-        print(f"{name} {store}: {number - 1} allocations", flush=True)
+            tried += has_failed
+        print(f"{name} {store}: {tried} allocations", flush=True)
 
 
 def bios(dev, cow, count):

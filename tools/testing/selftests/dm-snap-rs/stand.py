@@ -77,11 +77,11 @@ class Under(dm.Dm):
 class Side:
     """A device with what it must show. Where a write has failed, it may show both."""
 
-    def __init__(self, path, image):
+    def __init__(self, path, image, choices=()):
         self.path = path
         self.image = image
         self.fd = os.open(path, os.O_RDWR | os.O_DIRECT)
-        self.choices = {}
+        self.choices = {sector: list(also) for sector, also in dict(choices).items()}
         self.bounce = buffer(1 << 20)
         # Whether its I/O may fail now, and how often it has.
         self.may_fail = False
@@ -176,14 +176,14 @@ class Snap(Side):
         except OSError:
             self.dm.remove()
             raise
-        super().__init__(self.dm.path, bytearray(stand.origin.image))
+        super().__init__(self.dm.path, bytearray(stand.origin.image), stand.origin.choices)
 
     @classmethod
     def adopt(cls, stand, device, image):
         """The snapshot that is on a device, and shows this."""
         snap = cls.__new__(cls)
         snap.dm, snap.log = device, stand.log
-        Side.__init__(snap, device.path, bytearray(image))
+        Side.__init__(snap, device.path, bytearray(image), stand.origin.choices)
         return snap
 
     def is_invalid(self):
