@@ -617,7 +617,8 @@ class Soak(Run):
             self.left = None
             self.shorts[-1][1] = time.monotonic()
             self.count("times of short memory")
-            self.counts["MiB free in the last of them"] = figure("/proc/meminfo", "MemFree:") // 1024
+            free = figure("/proc/meminfo", "MemFree:") // 1024
+            self.counts["MiB that were free in the last of them"] = free
 
     def press(self):
         """While memory is to be short, takes all but so much of it, and has the page cache

@@ -26,7 +26,8 @@ two_ways() {
 }
 
 test_soak() {
-	local disk space attributes=(discard=1 cache_size=1 irqmode=2 completion_nsec=50000 submit_queues=2)
+	local disk space
+	local attributes=(discard=1 cache_size=1 irqmode=2 completion_nsec=50000 submit_queues=2)
 	disk=$(blk_create 16 "${attributes[@]}")
 	space=$(blk_create 80 "${attributes[@]}")
 	# All of their memory is taken now: there may be none later.
