@@ -119,6 +119,9 @@ class Dm:
     def result(self):
         """What the last command has told of the first target, as text."""
         buf = self.buffer()
+        # A device that is just being resumed for the first time has no target yet.
+        if struct.unpack_from("I", buf, 20)[0] == 0:
+            return ""
         start = struct.unpack_from("I", buf, 16)[0] + 40
         return bytes(buf[start:buf.index(0, start)]).decode()
 
