@@ -5,7 +5,8 @@
 # What is asked each time is told in stand.py, and how it's done in inject.py.
 #
 #	DM_SNAP_RS_BIOS=N	so many bios, a life of a snapshot for each twenty of them,
-#				and each 1000/N-th allocation of a step
+#				and one of 10000/N allocations of a step, which are some
+#				thousand for an origin alone
 
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -34,7 +35,7 @@ inject() {
 
 test_each_request_fails() { inject requests; }
 
-test_each_allocation_of_a_step_fails() { inject steps $(((1000 + BIOS - 1) / BIOS)); }
+test_each_allocation_of_a_step_fails() { inject steps $(((10000 + BIOS - 1) / BIOS)); }
 
 test_each_allocation_of_bios_fails() { inject bios "$BIOS"; }
 
