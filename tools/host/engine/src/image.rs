@@ -277,6 +277,10 @@ impl Witness<'_> {
         assert_eq!(!writes.is_empty(), is_fresh || has_leftovers);
         self.see_all(writes);
         assert!(!naive::has_leftovers(&self.image, chunk, count));
+        if is_fresh {
+            let behind_header = &self.image[16..self.setup.block as usize];
+            assert!(behind_header.iter().all(|byte| *byte == 0));
+        }
     }
 
     /// An image has the first records, so many of them.
@@ -419,6 +423,8 @@ fn merge(witness: &mut Witness<'_>) {
         assert_eq!(witness.records[left..witness.durable], gone);
         let blocks = again.device.take_written().into_iter().flatten().collect();
         witness.see(blocks, left);
+        let (image, left) = (&witness.image, left as u64);
+        assert!(!naive::has_leftovers(image, witness.chunk, left));
     }
     assert_eq!(witness.durable, 0);
 }
