@@ -21,8 +21,8 @@ inject() {
 	local dev cow command=$1
 	shift
 	on_c && skip "this is about the log lines and statuses of the Rust module"
-	[ -d $DEBUG/failslab ] || mount -t debugfs debugfs $DEBUG || :
-	[ -e $DEBUG/failslab/require-start ] || skip "no fault injection in this kernel"
+	[ -d "$DEBUG/failslab" ] || mount -t debugfs debugfs "$DEBUG" || :
+	[ -e "$DEBUG/failslab/require-start" ] || skip "no fault injection in this kernel"
 	# Two spans are enough, and all is compared each time.
 	dev=$(blk_create 2 cache_size=1 discard=1)
 	cow=$(blk_create 2 cache_size=1 discard=1)
