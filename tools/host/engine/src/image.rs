@@ -366,40 +366,39 @@ fn fill(mut opened: Opened, witness: &mut Witness<'_>) {
     let item = flight.start_read(SnapId(1), Sectors::ALL).unwrap();
     let origin_chunks = origin_sectors.div_ceil(witness.chunk);
     let mapped: BTreeSet<u64> = witness.records.iter().map(|r| r.0).collect();
-    let mut olds = (0..origin_chunks)
-        .filter(|c| !mapped.contains(c))
-        .peekable();
+    let olds: Vec<u64> = (0..origin_chunks).filter(|c| !mapped.contains(c)).collect();
+    let mut olds = olds.as_slice();
     // Many records at a time are in several blocks.
     let rarity = [1, 4, 40][witness.random.below(3) as usize];
-    loop {
-        let want = 1 + witness.random.below(9);
+    while let Some(&old) = olds.first() {
+        let ahead = olds.iter().zip(old..).take_while(|(a, b)| **a == *b);
+        let want = (ahead.count() as u64).min(1 + witness.random.below(9));
         let run = match opened.store.alloc(want, sectors) {
             Ok(run) => run,
             Err(NoChunk::NoMemory) => {
                 opened.store.grow().unwrap();
                 continue;
             }
-            Err(NoChunk::Full) => break assert!(free.is_empty(), "chunks are lost: {free:?}"),
+            Err(NoChunk::Full) => {
+                assert!(free.is_empty(), "chunks are lost: {free:?}");
+                break;
+            }
         };
-        for new in run.start..run.end {
+        for (old, new) in (old..).zip(run.start..run.end) {
             assert!(free.remove(&new), "chunk {new} is not free");
-            let Some(old) = olds.next() else { continue };
-            let saved = Saved {
-                old: Chunk(old),
-                new: Chunk(new),
-                len: 1,
-                slot: 0,
-                item,
-            };
-            opened.persistent().add(saved);
             witness.records.push((old, new));
         }
+        opened.persistent().add(Saved {
+            old: Chunk(old),
+            new: Chunk(run.start),
+            len: run.len(),
+            slot: 0,
+            item,
+        });
+        olds = &olds[run.len() as usize..];
         if witness.random.below(rarity) == 0 {
             let is_ahead = witness.random.below(2) == 0;
             opened.commit(is_ahead, witness);
-        }
-        if olds.peek().is_none() {
-            break;
         }
     }
     opened.commit(false, witness);
