@@ -3,6 +3,7 @@
 
 import collections
 import contextlib
+import glob
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import dm
 from model import Device, Mismatch
 
 SNAPSHOT = "snapshot-rs"
+PARAMETERS = "/sys/module/dm_snap_rs/parameters/"
 QUEUE, ERROR = "queue_if_no_space", "error_if_no_space"
 CHUNKS = (8, 16, 32, 128)
 # So many seconds nothing takes, however slow the machine is.
@@ -59,8 +61,18 @@ class Watch:
         for task in sorted(os.listdir(f"/proc/{child}/task")):
             with open(f"/proc/{child}/task/{task}/stack", encoding="ascii") as file:
                 print(f"# stack of {task}:\n{file.read()}", flush=True)
-        for what in "status", "info":
-            subprocess.run(["dmsetup", what], timeout=60, check=False)
+        for what in "status", "table", "info -c":
+            subprocess.run(["dmsetup", *what.split()], timeout=60, check=False)
+        # Where requests are: beneath the module, or within it.
+        for path in sorted(glob.glob("/sys/block/*/inflight")) + glob.glob(PARAMETERS + "*"):
+            with open(path, encoding="ascii") as file:
+                print(f"# {path}: {' '.join(file.read().split())}", flush=True)
+        for path in sorted(glob.glob("/sys/block/dm-*/dm/name")):
+            with open(path, encoding="ascii") as file:
+                name = file.read().strip()
+            print(f"# {name}:", flush=True)
+            subprocess.run(["dmsetup", "message", name, "0", "stats"], timeout=60, check=False,
+                           stderr=subprocess.DEVNULL)
         # Nothing that hangs can be removed, nor does it end.
         time.sleep(5)
         with open("/proc/sysrq-trigger", "w", encoding="ascii") as file:

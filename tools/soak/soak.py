@@ -33,7 +33,7 @@ import traceback
 
 import dm
 from model import BLKDISCARD, MIB, SECTOR, Mismatch, Run, buffer, read_all
-from slots import ERROR, QUEUE, Log, Side, Slot, Watch
+from slots import ERROR, PARAMETERS, QUEUE, Log, Side, Slot, Watch
 
 JOBS = 6
 ORIGIN, MERGE = "snap-origin-rs", "snap-merge-rs"
@@ -41,7 +41,6 @@ ORIGIN, MERGE = "snap-origin-rs", "snap-merge-rs"
 SLOTS = (("P",), QUEUE), (("N",), QUEUE), (("P",), ERROR), (("P", "PO", "N"), "")
 # Of the space for COW devices, in sectors.
 STRIDE = 20480 << 1
-PARAMETERS = "/sys/module/dm_snap_rs/parameters/"
 # What a job does, and how often.
 KINDS = {"read": 35, "write": 50, "fua": 4, "flush": 4, "discard": 7}
 CHANGES = ("write", "fua", "discard")
