@@ -97,7 +97,7 @@ waits() {
 
 # ends - the writer ends, without an error.
 ends() {
-	wait_for 30 eval "! kill -0 $WRITER 2>/dev/null" || fail "the write does not end"
+	wait_for 120 eval "! kill -0 $WRITER 2>/dev/null" || fail "the write does not end"
 	wait "$WRITER" || fail "the write failed"
 }
 
@@ -364,7 +364,7 @@ test_suspends_while_writes_come() {
 	grow 65536
 	ends
 	for i in "${pids[@]}"; do
-		wait_for 30 eval "! kill -0 $i 2>/dev/null" || fail "a write does not end"
+		wait_for 120 eval "! kill -0 $i 2>/dev/null" || fail "a write does not end"
 	done
 	is_good snap
 }
