@@ -785,10 +785,21 @@ load_moved() {
 	(($(io_count "$LOAD_DEV" writes) > LOAD_BEFORE))
 }
 
+# load_goes_on - waits until load_moved. Where a merge is held, all of the load may have come
+# to wait for the batch under way: then steps are taken.
+load_goes_on() {
+	wait_for 5 load_moved && return
+	if [ -e "$TMP/held" ]; then
+		stepping wait_for 60 load_moved
+	else
+		wait_for 60 load_moved
+	fi
+}
+
 # still_loading - waits until the load has gone on: it does not hang.
 still_loading() {
 	LOAD_BEFORE=$(io_count "$LOAD_DEV" writes)
-	wait_for 60 load_moved || fail "the load does not go on"
+	load_goes_on || fail "the load does not go on"
 	kill -0 "$LOAD_PID" || fail "the load has ended"
 }
 

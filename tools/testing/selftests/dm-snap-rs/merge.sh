@@ -472,8 +472,7 @@ test_suspend_and_resume_in_the_middle() {
 		equal "$(status origin)" "$text" "the status while it is suspended"
 		dm_resume origin
 		hold_step
-		# It may wait for the next batch by now.
-		stepping still_loading
+		still_loading
 	done
 	by_steps
 	stop_load
@@ -491,8 +490,7 @@ test_reload_in_the_middle() {
 		stepping merge_reload origin "$dev" "$cow" P 8
 		not_done
 		hold_step
-		# It may wait for the next batch by now.
-		stepping still_loading
+		still_loading
 		# Loaded and cleared again: the live table goes on.  Nothing is read for it.
 		stepping dm_suspend origin
 		io_mark "$room"
