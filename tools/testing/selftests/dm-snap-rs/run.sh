@@ -105,7 +105,8 @@ pass=0 fail=0 skip=0
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 if [ -e $KMEMLEAK ]; then
-	# What the kernel lost while it booted is none of ours.
+	# What the kernel lost while it booted is none of ours; it may have done so just now.
+	sleep 6
 	find_lost
 	echo clear >$KMEMLEAK
 fi
