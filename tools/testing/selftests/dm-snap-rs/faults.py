@@ -19,8 +19,7 @@ import time
 from errno import EIO
 
 import dm
-from stand import MERGE, Snap, Stand, Under, Wrong, refused
-from stand import SNAPSHOT
+from stand import MERGE, SNAPSHOT, Snap, Stand, Under, Wrong, refused
 
 COUNTS = collections.Counter()
 

@@ -183,10 +183,10 @@ class Life:
         self.store = store
         self.device = None
 
-    def opened(self, **line):
+    def opened(self):
         """ORIGIN, and SNAP on a new COW device."""
         self.stand.open_origin()
-        self.stand.open_snap(store=self.store, features="discard_zeroes_cow", **line)
+        self.stand.open_snap(store=self.store, features="discard_zeroes_cow")
         self.stand.snap.may_fail = True
 
     def used(self):
@@ -204,6 +204,13 @@ class Life:
         self.stand.snap.remove()
         self.stand.snap = None
         return image
+
+    def open_again(self):
+        """SNAP is made on what is on COW, and if that failed, once more."""
+        try:
+            self.stand.snap = Snap(self.stand, self.line())
+        except OSError:
+            self.stand.snap = Snap(self.stand, self.line())
 
     def line(self):
         """SNAP's table line."""
@@ -281,19 +288,13 @@ class Scenes(Life):
         self.stand.open_origin()
         self.stand.wipe(self.stand.cow)
         yield
-        try:
-            self.stand.snap = Snap(self.stand, self.line())
-        except OSError:
-            self.stand.snap = Snap(self.stand, self.line())
+        self.open_again()
 
     def p_used(self):
         """A COW device is opened that is in use, and if that failed, again."""
         image = self.closed()
         yield
-        try:
-            self.stand.snap = Snap(self.stand, self.line())
-        except OSError:
-            self.stand.snap = Snap(self.stand, self.line())
+        self.open_again()
         self.stand.snap.image = image
 
     def p_merge(self):

@@ -280,12 +280,12 @@ class Stand:
         self.wipe(self.cow)
         self.snap = Snap(self, self.line(SNAPSHOT, **line))
 
-    def reopen_snap(self, **line):
+    def reopen_snap(self):
         """Removes SNAP, and makes it again from what is on COW."""
         image, choices = self.snap.image, self.snap.choices
         self.snap.remove()
         self.snap = None
-        self.snap = Snap(self, self.line(SNAPSHOT, **line))
+        self.snap = Snap(self, self.line(SNAPSHOT))
         self.snap.image, self.snap.choices = image, choices
 
     def merge(self):
