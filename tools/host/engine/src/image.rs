@@ -360,8 +360,12 @@ fn fill(mut opened: Opened, witness: &mut Witness<'_>) {
     let sectors = opened.device.sectors();
     let used: BTreeSet<u64> = witness.records.iter().map(|r| r.1).collect();
     let data = naive::data_chunks(witness.chunk, sectors);
+    let end = data.last().map_or(0, |c| c + 1);
     let mut free: BTreeSet<u64> = data.into_iter().filter(|c| !used.contains(c)).collect();
-    assert_eq!(opened.store.free_chunks(), free.len() as u64);
+    // Where the kernel's target has used a chunk that should stay unused, another one does.
+    let has_used_it = used.last().is_some_and(|last| *last >= end);
+    let left = free.len().min(has_used_it.into());
+    assert_eq!(opened.store.free_chunks(), (free.len() - left) as u64);
     let mut flight = Flight::new(1).unwrap();
     let item = flight.start_read(SnapId(1), Sectors::ALL).unwrap();
     let origin_chunks = origin_sectors.div_ceil(witness.chunk);
@@ -380,7 +384,7 @@ fn fill(mut opened: Opened, witness: &mut Witness<'_>) {
                 continue;
             }
             Err(NoChunk::Full) => {
-                assert!(free.is_empty(), "chunks are lost: {free:?}");
+                assert_eq!(free.len(), left, "chunks are lost: {free:?}");
                 break;
             }
         };

@@ -378,8 +378,9 @@ def flipped_anywhere(image):
 
 
 def used_to_the_end(image):
-    """The device ends where an area would begin, and all of it is in use: not by the module, which
-    leaves the last chunk, but by the kernel's target; so no empty record ends the list."""
+    """The device ends where an area would begin, and its last chunk is in use: not by the module,
+    which leaves that one, but by the kernel's target. Often there is no hole, so that no empty record
+    ends the list."""
     stride = per_area(image.chunk) + 1
     areas = min((len(image.bytes) // image.size - 1) // stride,
                 origin_chunks(image.chunk) // per_area(image.chunk))
@@ -389,6 +390,8 @@ def used_to_the_end(image):
     for area in range(areas):
         image.zero(area_at(image.chunk, area), image.size)
     data = [c for c in range(2, 1 + areas * stride) if not is_area(image.chunk, c)]
+    for _ in range(image.rng.choice([0, 0, 1, 5])):
+        data.remove(image.rng.choice(data[:-1]))
     olds = image.rng.sample(range(origin_chunks(image.chunk)), len(data))
     image.good = list(zip(olds, data))
     for index, record in enumerate(image.good):
