@@ -18,13 +18,13 @@ use crate::{
     dm::{
         Bio, BioList, Buffer, Finished, IoDone, NoIo, Queued, Request, Span, WriteFlags, MAX_BYTES,
     },
-    live::{Failure, Health, Live},
+    live::{Devices, Failure, Health, Live},
     pending::Saved,
     slot::Io,
     stats::Moment,
     store::{
         area::Zeroing,
-        persistent::{Mark, Next, Persistent, LANES, LANE_BYTES},
+        persistent::{Mark, Next, Persistent, Write, LANES, LANE_BYTES},
     },
     units::Sector,
 };
@@ -464,46 +464,51 @@ impl Live {
                 commit.is_begun = true;
                 commit.begun = self.stats.commits.add_timed();
                 drop(commit);
-                // What was saved comes before its records. It's not left to a flag of their
-                // writes: where the COW device is one of device-mapper, the error of a flush that
-                // goes with data may get lost.
-                let is_flushed = self.client.flush(&devices.cow).is_ok();
-                commit = self.commit.lock();
-                if !is_flushed {
-                    commit.has_failed = true;
-                    drop(commit);
-                    return self.queue_commit();
-                }
-                let mut ready = [const { None }; LANES];
-                for (lane, write) in writes.iter().enumerate() {
-                    let Some(write) = write else { continue };
-                    let request = commit.requests.get_mut(lane).and_then(Option::take);
-                    let buffer = commit.buffers.get_mut(lane).and_then(Option::take);
-                    if let (Some(request), Some(buffer), Some(place)) =
-                        (request, buffer, ready.get_mut(lane))
-                    {
-                        *place = Some((request, buffer, *write));
-                        commit.running = commit.running.saturating_add(1);
-                    }
-                }
-                drop(commit);
-                for (lane, ready) in ready.into_iter().enumerate() {
-                    let Some((request, buffer, write)) = ready else {
-                        continue;
-                    };
-                    self.start_busy();
-                    self.stats.metadata_bytes.add(write.bytes as u64);
-                    request.write(
-                        &self.client,
-                        &devices.cow,
-                        Span::at(write.at, write.bytes),
-                        buffer,
-                        WriteFlags::Fua,
-                        self.clone(),
-                        lane,
-                    );
-                }
+                self.write_records(&devices, writes);
             }
+        }
+    }
+
+    /// Writes the records of a commit that has begun, each lane's by a request of its own.
+    fn write_records(self: &Arc<Self>, devices: &Devices, writes: [Option<Write>; LANES]) {
+        // What was saved comes before its records. It's not left to a flag of their writes: where
+        // the COW device is one of device-mapper, the error of a flush that goes with data may
+        // get lost.
+        let is_flushed = self.client.flush(&devices.cow).is_ok();
+        let mut commit = self.commit.lock();
+        if !is_flushed {
+            commit.has_failed = true;
+            drop(commit);
+            return self.queue_commit();
+        }
+        let mut ready = [const { None }; LANES];
+        for (lane, write) in writes.into_iter().enumerate() {
+            let Some(write) = write else { continue };
+            let request = commit.requests.get_mut(lane).and_then(Option::take);
+            let buffer = commit.buffers.get_mut(lane).and_then(Option::take);
+            if let (Some(request), Some(buffer), Some(place)) =
+                (request, buffer, ready.get_mut(lane))
+            {
+                *place = Some((request, buffer, write));
+                commit.running = commit.running.saturating_add(1);
+            }
+        }
+        drop(commit);
+        for (lane, ready) in ready.into_iter().enumerate() {
+            let Some((request, buffer, write)) = ready else {
+                continue;
+            };
+            self.start_busy();
+            self.stats.metadata_bytes.add(write.bytes as u64);
+            request.write(
+                &self.client,
+                &devices.cow,
+                Span::at(write.at, write.bytes),
+                buffer,
+                WriteFlags::Fua,
+                self.clone(),
+                lane,
+            );
         }
     }
 

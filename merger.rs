@@ -253,7 +253,7 @@ impl Live {
             claim.strand();
             return Err(Halt::Failed(Cause::WriteMetadata));
         }
-        store.removed(&piece, &blocks);
+        store.removed(&piece);
         claim.release();
         self.stats.merged_chunks.add(u64::from(piece.count));
         self.stats.merge_batches.add(1);

@@ -59,7 +59,8 @@ struct State {
     records: u64,
     /// How many runs were handed out that are not yet on stable media.
     outstanding: usize,
-    /// The block in which the next record goes, as it is on the device.
+    /// The block in which the next record goes, as it is on the device; a merge, which writes
+    /// none, does not care for it.
     tail: KVec<u8>,
     in_flight: Option<Batch>,
     /// Records are only taken away any more.
@@ -422,12 +423,10 @@ impl Persistent {
     }
 
     /// The blocks without those records are on stable media.
-    pub(crate) fn removed(&self, piece: &Piece, blocks: &Buffer) {
+    pub(crate) fn removed(&self, piece: &Piece) {
         let mut state = self.state.lock();
         state.cursor.retreat(piece);
         state.generation = state.generation.wrapping_add(1);
-        // The next record would go into the first of these blocks.
-        let _ = blocks.read(0, &mut state.tail);
     }
 
     /// What was asked for is zero on stable media.

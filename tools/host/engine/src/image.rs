@@ -194,7 +194,7 @@ impl Opened {
         let flags = WriteFlags::Fua;
         let done = self.client.write(&self.device, at, &blocks, bytes, flags);
         done.expect("records are within the device");
-        self.persistent().removed(&piece, &blocks);
+        self.persistent().removed(&piece);
         Some(records.iter().map(|r| (r.old.0, r.new.0)).collect())
     }
 }
