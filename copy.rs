@@ -101,6 +101,8 @@ pub(crate) struct Prepared {
     destinations: KVec<Destination>,
     requests: KVec<Request<Copy>>,
     buffer: Buffer,
+    /// What the buffer is for.
+    range: Sectors,
     shared: SharedPlace,
     source: Option<Device>,
     overlay: BioList<Io>,
@@ -130,6 +132,7 @@ impl Prepared {
             destinations: KVec::with_capacity(count, GFP_KERNEL)?,
             requests,
             buffer: Buffer::new(bytes, GFP_KERNEL)?,
+            range: need.range,
             shared: UniqueArc::new(Buffer::empty(), GFP_KERNEL)?,
             source: None,
             overlay: BioList::new(),
@@ -138,14 +141,13 @@ impl Prepared {
 
     /// Whether this is memory enough for `need`.
     pub(crate) fn is_enough(&self, need: &Need) -> bool {
-        let bytes = need.range.len().saturating_mul(SECTOR_SIZE);
-        need.runs.min(MAX_RUNS) < self.destinations.capacity()
-            && bytes.min(MAX_BYTES as u64) <= self.buffer.len() as u64
+        need.runs.min(MAX_RUNS) < self.destinations.capacity() && self.range.contains(&need.range)
     }
 
-    /// Whether there is room for one more destination.
-    pub(crate) fn has_room(&self) -> bool {
-        self.destinations.len() < self.destinations.capacity()
+    /// Whether there is room for one more destination, and for the data of these sectors. There
+    /// may be none for what nobody needed a moment ago: a snapshot becomes active at any time.
+    pub(crate) fn has_room_for(&self, sectors: &Sectors) -> bool {
+        self.destinations.len() < self.destinations.capacity() && self.range.contains(sectors)
     }
 
     /// Whether nothing is to be copied.
@@ -173,6 +175,7 @@ impl Prepared {
             destinations,
             requests,
             buffer,
+            range: _,
             shared,
             source: Some(source),
             overlay,

@@ -499,6 +499,8 @@ fn first_write(
         Stop::Memory => (Step::Memory(Lack::Table), all),
         Stop::Store => (Step::Memory(Lack::Store), all),
         Stop::Room => (Step::Wait, one),
+        // It was prepared for this.
+        Stop::Copy => (Step::Fail, all),
         Stop::Snapshot(why) => match live.no_room(why, true) {
             NoRoom::Queued => (Step::Wait, one),
             NoRoom::Refused => (Step::NoSpace, all),

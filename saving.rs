@@ -46,8 +46,10 @@ pub(crate) enum Outcome<T, Q> {
 enum Begun {
     /// All was begun.
     All,
-    /// As much was begun as there was room for in the flight, or in the copy.
+    /// As much was begun as there was room for in the flight.
     Room,
+    /// The same in the copy: there are many runs, or a snapshot has just become active.
+    Copy,
     /// More memory is needed: for the exception tables, or for the records of this snapshot.
     Memory(Option<Arc<Live>>),
     /// A snapshot has no room.
@@ -95,8 +97,13 @@ pub(crate) fn save<T, Q>(
                 let spare = spare.get_or_insert_with(Spare::new);
                 match begin(&mut slot, index, range, copy, spare) {
                     Begun::All => {}
+                    // Nothing would wake what waits now.
+                    Begun::Copy if copy.is_empty() => {
+                        prepared = None;
+                        continue;
+                    }
                     // A merge would wait for what it has in flight there itself.
-                    Begun::Room => is_short = writer == Writer::Merge,
+                    Begun::Room | Begun::Copy => is_short = writer == Writer::Merge,
                     Begun::NoSpace => is_refused = true,
                     Begun::Memory(store) => {
                         drop(slot);
@@ -180,6 +187,7 @@ fn begin(
                 Err(Stop::Memory) => return Begun::Memory(None),
                 Err(Stop::Store) => return Begun::Memory(Some(live)),
                 Err(Stop::Room) => return Begun::Room,
+                Err(Stop::Copy) => return Begun::Copy,
                 // The other snapshots go on.
                 Err(Stop::Snapshot(why)) => {
                     if live.no_room(why, false) == NoRoom::Refused {

@@ -118,6 +118,8 @@ pub(crate) enum Stop {
     Store,
     /// There is no place to keep track of it until something else has ended.
     Room,
+    /// The copy that was prepared has no room for it.
+    Copy,
     /// The snapshot can't be kept.
     Snapshot(Failure),
 }
@@ -319,8 +321,8 @@ impl Slot {
     ) -> Result<u64, Stop> {
         let shard = self.shards.get(at).ok_or(Stop::Room)?;
         let live = shard.live.clone();
-        if !copy.has_room() {
-            return Err(Stop::Room);
+        if !copy.has_room_for(&live.chunk_size.sectors_of(hole)) {
+            return Err(Stop::Copy);
         }
         let started = self.start_exception(at, index, hole, live.copy_kind(), spare)?;
         let Started { saved, devices } = started;

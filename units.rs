@@ -71,6 +71,11 @@ impl Sectors {
         self.start < other.end && other.start < self.end
     }
 
+    /// Whether all of another range is in this one.
+    pub(crate) fn contains(&self, other: &Sectors) -> bool {
+        self.start <= other.start && other.end <= self.end
+    }
+
     /// The smallest range that holds both.
     pub(crate) fn union(&self, other: &Sectors) -> Sectors {
         Sectors {

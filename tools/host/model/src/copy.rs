@@ -26,6 +26,8 @@ pub(crate) struct Destination {
 pub(crate) struct Prepared {
     destinations: Vec<Destination>,
     room: usize,
+    /// What there is memory for.
+    range: Sectors,
     overlay: BioList<Io>,
 }
 
@@ -34,16 +36,17 @@ impl Prepared {
         Ok(Self {
             destinations: Vec::new(),
             room: need.runs + 1,
+            range: need.range,
             overlay: BioList::new(),
         })
     }
 
     pub(crate) fn is_enough(&self, need: &Need) -> bool {
-        need.runs < self.room
+        need.runs < self.room && self.range.contains(&need.range)
     }
 
-    pub(crate) fn has_room(&self) -> bool {
-        self.destinations.len() < self.room
+    pub(crate) fn has_room_for(&self, sectors: &Sectors) -> bool {
+        self.destinations.len() < self.room && self.range.contains(sectors)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -51,6 +54,10 @@ impl Prepared {
     }
 
     pub(crate) fn add(&mut self, destination: Destination, _source: Device) {
+        assert!(
+            self.range.contains(&destination.from),
+            "a copy is to hold more than it has memory for"
+        );
         self.destinations.push(destination);
     }
 

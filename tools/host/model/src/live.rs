@@ -103,6 +103,10 @@ impl Live {
         }
     }
 
+    pub(crate) fn set_active(&self, is_active: bool) {
+        self.is_active.store(is_active, Ordering::Release);
+    }
+
     pub(crate) fn guards(&self) -> Health {
         if !self.is_active.load(Ordering::Acquire) {
             return Health::Invalid;
@@ -244,7 +248,7 @@ impl Live {
 
     /// Nothing is saved any more, all that is under way comes to its end.
     pub(crate) fn leave(self: &Arc<Self>) {
-        self.is_active.store(false, Ordering::Release);
+        self.set_active(false);
         self.origin.wake_all();
         self.commit_now();
         self.wait_idle();

@@ -41,6 +41,11 @@ pub enum Actor {
         /// How many.
         len: u64,
     },
+    /// Snapshot `snap`, which was not there in the beginning, is taken.
+    Take {
+        /// Which snapshot.
+        snap: usize,
+    },
     /// Snapshot `snap` is removed, as soon as its own bios have ended.
     Remove {
         /// Which snapshot.
@@ -106,7 +111,13 @@ impl Scenario {
             .collect();
         for live in &lives {
             origin.join(live);
-            world.watch(live);
+            let is_taken_later =
+                |actor: &Actor| matches!(actor, Actor::Take { snap } if lives[*snap].id == live.id);
+            if self.actors.iter().any(is_taken_later) {
+                live.set_active(false);
+            } else {
+                world.watch(live);
+            }
         }
         let mut threads = Vec::new();
         for (index, actor) in self.actors.iter().enumerate() {
@@ -179,6 +190,9 @@ fn act(actor: Actor, index: usize, world: &Arc<World>, origin: &Arc<Origin>, liv
             let bio = Bio::new(world, None, Op::Write, range(at, len), new(index));
             origin.write(bio).perform();
         }
+        // What reaches DEV without being saved for it, is part of its image: the module waits for
+        // that then.
+        Actor::Take { snap } => lives[snap].set_active(true),
         Actor::Remove { snap } => {
             world.wait_for_snapshot_bios();
             lives[snap].leave();

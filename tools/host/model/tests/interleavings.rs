@@ -113,6 +113,12 @@ scenarios! {
         [Snapshot { is_broken: true, ..snapshot(true) }], [READ, WRITE, WIDE_WRITE], 2, plain;
     snapshot_is_removed:
         [snapshot(true)], [READ, WRITE, Actor::Remove { snap: 0 }], 2, races;
+    snapshot_with_larger_chunks_is_taken:
+        [snapshot(true), Snapshot { chunk: 4, ..snapshot(true) }],
+        [WRITE, Actor::Take { snap: 1 }], 3, plain;
+    transient_snapshot_with_larger_chunks_is_taken:
+        [snapshot(true), Snapshot { chunk: 4, ..snapshot(false) }],
+        [WRITE, Actor::Take { snap: 1 }], 3, plain;
     transient_snapshot_is_removed:
         [snapshot(false)], [READ, WRITE, Actor::Remove { snap: 0 }], 1, races;
 }
