@@ -66,6 +66,8 @@ class Soak(Run):
         self.log = Log()
         # What was done last: from when to when, to what, which sectors, and how it ended.
         self.history = collections.deque(maxlen=50000)
+        # The same of what each thread is doing now.
+        self.doing = {}
         self.over = self.has_grown = False
         self.began = time.monotonic()
         self.until = self.began + args.minutes * 60
@@ -85,19 +87,35 @@ class Soak(Run):
         with self.counting:
             self.counts[name] += number
 
-    def note(self, began, name, what, start=0, end=None, result=""):
-        """Adds to the history."""
-        self.history.append((began - self.began, time.monotonic() - self.began, name, what,
-                             start // SECTOR, end and end // SECTOR, result))
+    def note(self, began, name, what, start=0, end=None, result="", is_over=True):
+        """Adds to the history. What is not over yet is kept for the thread that does it."""
+        now = time.monotonic() - self.began if is_over else float("inf")
+        entry = (began - self.began, now, name, what, start // SECTOR, end and end // SECTOR,
+                 result)
+        if is_over:
+            self.history.append(entry)
+            self.doing.pop(threading.get_ident(), None)
+        else:
+            self.doing[threading.get_ident()] = entry
 
-    def fail(self, error):
+    def source_of(self, data):
+        """Where some data is from, for a person."""
+        if not any(data):
+            return "zeroes"
+        at = bytes(self.pool).find(data)
+        return f"pool {at // SECTOR}" if at >= 0 else "something else"
+
+    def fail(self, error, cause=None):
         """The first error is the end; shows what led to it."""
         with self.failing:
             if self.error:
                 return
             print(f"# FAILED, with the seed {self.args.seed}: {error}", flush=True)
+            if getattr(cause, "shown", None):
+                print("# it shows, and may show:", *map(self.source_of, cause.shown), sep=" | ")
             told = re.search(r"(?:wrong from|:) sector (\d+)", str(error))
-            led = [entry for entry in list(self.history) if entry[5] is None
+            led = [entry for entry in list(self.history) + list(self.doing.values())
+                   if entry[5] is None
                    or told and entry[4] <= int(told[1]) < entry[5]]
             for entry in led[-200:]:
                 print("# {:.3f}-{:.3f} {} {} {}-{} {}".format(*entry), flush=True)
@@ -143,35 +161,38 @@ class Soak(Run):
                 if not claim:
                     return
                 side, kind, held = claim
+                source = None
                 data = bounce[:held[1] - held[0]]
                 if kind == "discard":
                     data = bytes(len(data))
                 elif kind in CHANGES:
-                    at = rng.randrange(0, (len(self.pool) - len(data)) // SECTOR) * SECTOR
-                    data = self.pool[at:at + len(data)]
+                    source = rng.randrange(0, (len(self.pool) - len(data)) // SECTOR)
+                    data = self.pool[source * SECTOR:source * SECTOR + len(data)]
                 if side is self.origin and kind in CHANGES:
                     self.in_flight[number] = (held[0], data)
                     if self.unsure is not None:
                         self.unsure.append((held[0], data))
             try:
                 with self.watch.step():
-                    self.do(side, kind, held[0], data)
+                    self.do(side, kind, held[0], data, source)
             except Exception as error:
                 self.fail(error)
             with self.lock:
                 self.in_flight.pop(number, None)
             self.release(side, held)
 
-    def do(self, side, kind, offset, data):
-        """Does one thing, which may fail by what `excuse` says."""
+    def do(self, side, kind, offset, data, source=None):
+        """Does one thing, which may fail by what `excuse` says. The data is that of the pool
+        from the sector `source` on."""
         began = time.monotonic()
         name = f"snap{side.slot.number}" if side.slot else "origin"
-        result, step = "", kind
+        result, step = "" if source is None else f"pool {source}", kind
+        self.note(began, name, kind, offset, offset + len(data), result, is_over=False)
         try:
             try:
                 self.do_io(side, kind, offset, data)
             except OSError as error:
-                result = str(error)
+                result += f" {error}"
                 if not self.excuse(side, kind, error, began):
                     raise
                 self.count("failures that had to be")
@@ -665,7 +686,7 @@ class Soak(Run):
                 except Exception as error:
                     if not isinstance(error, (Mismatch, OSError)):
                         traceback.print_exc()
-                    self.fail(f"{step.__name__}: {error}")
+                    self.fail(f"{step.__name__}: {error}", error)
                     return
                 self.note(began, "all", step.__name__)
             time.sleep(self.rng.choice((0, 0.2, 0.5, 1)))

@@ -338,8 +338,10 @@ class Run:
                 is_now = bytes(got[at - start * SECTOR:][:SECTOR])
                 was = bytes(view[at:at + SECTOR])
                 if is_now != was and is_now not in choices[sector]:
-                    raise Mismatch(f"{device.name}: sector {sector} shows what was "
-                                   "there neither before a write nor after it")
+                    error = Mismatch(f"{device.name}: sector {sector} shows what was "
+                                     "there neither before a write nor after it")
+                    error.shown = [is_now, was, *choices[sector]]
+                    raise error
                 view[at:at + SECTOR] = is_now
 
     def verify(self):
