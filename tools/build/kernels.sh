@@ -7,6 +7,7 @@
 # kernel_settings NAME - sets, for one of these kernels:
 #   KERNEL_FRAGS   its fragments; an option is named in one of them only
 #   KERNEL_MAKE    what make is told, for the kernel and for modules of it
+#   KERNEL_ONLY    what it is told for the kernel, not for modules
 #   KERNEL_FILES   what else it is made of, files of this folder
 #   KERNEL_IMAGE   the kernel to boot, in the build tree
 #   KERNEL_WHAT    what it is, for a person
@@ -18,7 +19,7 @@ kernel_settings() {
 	# A process comes back from a signal by a function that must have nothing on its stack.
 	local stub="CFLAGS_stub.o=-fno-PIC -fno-pic -fomit-frame-pointer"
 	local lds=$DM_TOP/tools/build/uml-clang.lds trace=$DM_TOP/tools/build/uml-stacktrace.h
-	KERNEL_FILES=()
+	KERNEL_FILES=() KERNEL_ONLY=()
 	case $1 in
 	uml)
 		KERNEL_FRAGS=(common uml uml-tt)
@@ -44,6 +45,8 @@ kernel_settings() {
 	kcsan)
 		KERNEL_FRAGS=(common qemu tests checks races)
 		KERNEL_MAKE=("$clang")
+		# Only the module itself is watched, and much closer than if all were.
+		KERNEL_ONLY=(CFLAGS_KCSAN=)
 		KERNEL_IMAGE=arch/x86/boot/bzImage
 		KERNEL_WHAT="a kernel that looks for data races"
 		;;
