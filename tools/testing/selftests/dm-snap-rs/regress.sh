@@ -14,13 +14,13 @@ MODULE=/sys/module/dm_snap_rs
 ! on_c || MODULE=/sys/module/dm_snapshot
 THRESHOLD=$MODULE/parameters/snapshot_cow_threshold
 
-HUGE=$(<"$VM/nr_hugepages")
+BALLAST=/run/dm-snap-rs-ballast
 DIRTY=$(<"$VM/dirty_ratio")
 DIRTY_BACKGROUND=$(<"$VM/dirty_background_ratio")
 
 # remove_first - the machine is as it was.
 remove_first() {
-	echo "$HUGE" >"$VM/nr_hugepages"
+	free_memory
 	echo "$DIRTY" >"$VM/dirty_ratio"
 	echo "$DIRTY_BACKGROUND" >"$VM/dirty_background_ratio"
 	# Both modules begin with this.
@@ -35,12 +35,19 @@ available() {
 	awk '/^MemAvailable/ { print $2 }' /proc/meminfo
 }
 
-# leave_memory MIB - takes away all memory but about so much. Huge pages can't be
-# written back, and to get them takes no time.
+# leave_memory MIB - takes away all memory but about so much. Without swap, what is in
+# a tmpfs can't be written back.
 leave_memory() {
 	echo 3 >"$VM/drop_caches"
-	echo $((HUGE + ($(available) / 1024 - $1) / 2)) >"$VM/nr_hugepages"
+	mkdir -p "$BALLAST"
+	mount -t tmpfs -o size=100% none "$BALLAST"
+	fallocate -l $(($(available) / 1024 - $1))M "$BALLAST/file"
 	note "available: $(($(available) / 1024)) MiB"
+}
+
+# free_memory - gives it back, if any was taken.
+free_memory() {
+	! mountpoint -q "$BALLAST" || umount "$BALLAST"
 }
 
 # writer FILE MIB SEED - writes a file through the page cache; with MIB empty, fails
@@ -95,7 +102,7 @@ writeback() {
 		wait "$i"
 	done
 	sync
-	echo "$HUGE" >"$VM/nr_hugepages"
+	free_memory
 	echo 3 >"$VM/drop_caches"
 	for i in 1 2 3; do
 		writer "$TMP/origin/file$i" '' "$i"
