@@ -97,11 +97,8 @@ pub(crate) fn save<T, Q>(
                 let spare = spare.get_or_insert_with(Spare::new);
                 match begin(&mut slot, index, range, copy, spare) {
                     Begun::All => {}
-                    // Nothing would wake what waits now.
-                    Begun::Copy if copy.is_empty() => {
-                        prepared = None;
-                        continue;
-                    }
+                    // Nothing would wake what waits now. The next look finds the copy too small.
+                    Begun::Copy if copy.is_empty() => continue,
                     // A merge would wait for what it has in flight there itself.
                     Begun::Room | Begun::Copy => is_short = writer == Writer::Merge,
                     Begun::NoSpace => is_refused = true,
