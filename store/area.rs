@@ -125,17 +125,16 @@ impl Allocator {
         }
     }
 
-    /// Leaves the last chunk of the longest hole unused. The kernel's `snapshot` target has
+    /// Leaves a chunk of the last hole unused. The kernel's `snapshot` target has
     /// used the one at the end that is left unused here (see [`Layout::usable_end`]); without
     /// another in its stead, the last chunk handed out would have no place for its record.
     fn drop_hole_chunk(&mut self) {
         if let Some(mut hole) = self.holes.pop() {
             hole.end = hole.end.saturating_sub(1);
             self.in_holes = self.in_holes.saturating_sub(1);
-            let at = self.holes.partition_point(|h| h.len() < hole.len());
             if hole.len() != 0 {
                 // There is room, as one was just taken off.
-                let _ = self.holes.insert_within_capacity(at, hole);
+                let _ = self.holes.push_within_capacity(hole);
             }
         }
     }
@@ -344,12 +343,12 @@ impl Usage {
             }
             at = free_to.max(at.saturating_add(1));
         }
-        allocator.holes.sort_unstable_by_key(Chunks::len);
         if self.end > allocator.end {
             allocator.drop_hole_chunk();
         }
         allocator.next_free = allocator.next_free.max(self.end);
         allocator.skip_metadata();
+        allocator.holes.sort_unstable_by_key(Chunks::len);
         allocator.reserve()?;
         Ok(allocator)
     }

@@ -219,7 +219,7 @@ fn a_hole_does_not_reach_over_an_area() {
         runs.push((run.start, run.end));
     }
     runs.sort_unstable();
-    // Of the longest one a chunk is left, as the last chunk of the device is used.
+    // Of the last one a chunk is left, as the last chunk of the device is used.
     assert_eq!(runs, [(2, 30), (31, 34), (35, 40), (41, 67), (68, 97)]);
 }
 
