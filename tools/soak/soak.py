@@ -111,8 +111,9 @@ class Soak(Run):
             if self.error:
                 return
             print(f"# FAILED, with the seed {self.args.seed}: {error}", flush=True)
-            if getattr(cause, "shown", None):
-                print("# it shows, and may show:", *map(self.source_of, cause.shown), sep=" | ")
+            shown = getattr(cause or error, "shown", None)
+            if shown:
+                print("# it shows, and may show:", *map(self.source_of, shown), sep=" | ")
             told = re.search(r"(?:wrong from|:) sector (\d+)", str(error))
             led = [entry for entry in list(self.history) + list(self.doing.values())
                    if entry[5] is None
