@@ -262,8 +262,13 @@ def do_last():
 def do_fill(device, byte):
     if device not in images:
         raise Refused(f"{device}: no such device")
-    size = len(images[device])
-    images[device][:] = bytes([int(byte)]) * size
+    # In pieces: a copy of the image would stay with the thread of each session when it was
+    # freed. On User-Mode Linux that is what ends a process, in an endless page fault: each
+    # of its pages is a mapping of the host, which gives a process 65,530 of them.
+    image = memoryview(images[device])
+    piece = bytes([int(byte)]) * min(64 << 10, len(image))
+    for at in range(0, len(image), len(piece)):
+        image[at:at + len(piece)] = piece[:len(image) - at]
     return ()
 
 
