@@ -94,8 +94,14 @@ qemu_accel() {
 	fi
 	case $accel in
 	kvm) ACCEL=(-accel kvm -cpu host) ;;
-	# Page tables of five levels would only cost time.
-	tcg) ACCEL=(-accel "tcg,thread=multi" -cpu "max,la57=off") ;;
+	# Page tables of five levels would only cost time. The guest's time stamp counter is
+	# the host's; a guest that measured how fast it is would be wrong on a busy host, by a
+	# factor of 32 once, and all of its timeouts with it.
+	tcg)
+		need_packages python3
+		ACCEL=(-accel "tcg,thread=multi" -cpu "max,la57=off")
+		[ "$(uname -m)" != x86_64 ] || qemu_args+=" tsc_early_khz=$("$DM_TOP/tools/vm/tsc-khz")"
+		;;
 	# Time is what was executed: 4 ns an instruction, on one processor. For measurements.
 	icount) ACCEL=(-accel "tcg,thread=single" -icount "shift=2,sleep=off" -cpu "max,la57=off") ;;
 	*) die "VM_ACCEL must be kvm, tcg or icount" ;;
