@@ -100,7 +100,8 @@ test_table_of_snapshot_is_wiped() {
 # ends: the write that is released meanwhile must not meet a freed snapshot.
 removed_after_read() {
 	waiting "$1"
-	start removal dmsetup remove --retry "${PREFIX}snap"
+	# dmsetup gives up after 5 s, in which a slow machine is not ready to end the read.
+	start removal wait_for 45 dmsetup remove --retry "${PREFIX}snap"
 	goes_on removal
 	finished removal
 	shows origin 0 n
