@@ -71,9 +71,14 @@ need_packages() {
 	if ((EUID != 0)); then
 		die "these packages are missing; run: sudo apt-get install --no-install-recommends ${missing[*]}"
 	fi
+	with_lock packages install_packages "${missing[@]}"
+}
+
+# install_packages PACKAGE... - by apt, which does not wait for another one by itself.
+install_packages() {
 	run_logged "$DM_CACHE/log/apt-update.log" "updating the package lists" apt-get update
-	run_logged "$DM_CACHE/log/apt-install.log" "installing ${missing[*]}" \
-		env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
+	run_logged "$DM_CACHE/log/apt-install.log" "installing $*" \
+		env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
 }
 
 # recipe WORD|FILE... - a short hash of the words and of the contents of the
