@@ -20,8 +20,11 @@ VG=${PREFIX%-}
 # folder by the environment.  A time of 1 s between two looks at a merge is the
 # least that LVM knows.
 lvm_config() {
-	local udev=1
+	local udev=1 aio=1
 	[ -z "${DM_DISABLE_UDEV:-}" ] || udev=0
+	# Where it frees what a program used for asynchronous I/O, User-Mode Linux walks the
+	# mappings of others without their lock; lockdep reports that.
+	[ ! -e /proc/lockdep ] || aio=0
 	export LVM_SYSTEM_DIR=$TMP/lvm LVM_SUPPRESS_FD_WARNINGS=1
 	mkdir -p "$LVM_SYSTEM_DIR"
 	cat >"$LVM_SYSTEM_DIR/lvm.conf" <<-END
@@ -33,6 +36,7 @@ lvm_config() {
 		global {
 			use_lvmpolld = 0
 			use_lvmlockd = 0
+			use_aio = $aio
 		}
 		backup {
 			archive = 0
