@@ -222,7 +222,8 @@ class Steps(Ground):
         return False
 
     def p_zeroing(self):
-        """The area after the current one can't be zeroed."""
+        """The area after the current one can't be zeroed, and COW not be flushed. In race-cow.sh
+        the zeroing alone fails."""
         self.open()
         self.fails(self.cow, "error_writes", NEXT_AREA)
         self.touch()
@@ -375,7 +376,8 @@ class Steps(Ground):
         self.tells("data could not be read from the COW device")
 
     def p_merge_write(self):
-        """Data can't be written to DEV."""
+        """Data can't be written to DEV, which then can't be flushed either: dm-flakey takes a
+        flush for a write. race-merge.sh has the write alone fail."""
         self.merges(self.dev, "error_writes", PLACE + 1)
         self.tells("data could not be written to the origin")
 

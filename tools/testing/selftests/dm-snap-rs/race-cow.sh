@@ -158,4 +158,18 @@ test_failed_copy_with_a_read_out() {
 	shows origin 0 n
 }
 
+# An area must be zeroed before records come to it, or what was there before would be taken
+# for some. That is done ahead; here it fails, and no other request does. An area of 256
+# records is as many chunks apart from the next, and its own.
+test_failed_zeroing_of_the_next_area() {
+	on_c && skip "the C target does that only when the area is needed"
+	setup P
+	stall hold write cow $((258 * 4096)) 4096 1
+	put origin 0 1 n
+	stage 1
+	stall fail "$STAGE"
+	wait_for 45 status_is snap Invalid || fail "status: $(status snap)"
+	shows origin 0 n
+}
+
 stall_tests "$@"
