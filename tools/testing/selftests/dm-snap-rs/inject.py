@@ -6,10 +6,10 @@ what is asked for each time is told in stand.py.
 inject.py requests DEV COW
     Of activations, copies, commits, writes of the snapshot, discards, reloads and merges,
     each request to DEV and each to COW fails once.
-inject.py steps DEV COW EACH
+inject.py steps DEV COW EACH WIDE
     Of the loading, resuming, suspending and reloading of each target, and of its messages,
     each allocation of the module fails once; or only one of so many, from one that is
-    chosen at random on.
+    chosen at random on. WIDE has 256 MiB, a span for each of the module's slots.
 inject.py bios DEV COW COUNT
     The same for COUNT reads, writes, flushes and discards of ORIGIN and SNAP, for what the
     module allocates before they are sent.
@@ -29,11 +29,13 @@ import sys
 
 import dm
 from model import SECTOR, buffer
-from stand import MERGE, ORIGIN, SNAPSHOT, Origin, Snap, Stand, Wrong
+from stand import MERGE, ORIGIN, SNAPSHOT, Origin, Side, Snap, Stand, Wrong
 
 DEBUG = "/sys/kernel/debug"
 NTH = "/proc/thread-self/fail-nth"
 COUNTS = collections.Counter()
+# Each of the module's slots is for every 256th span of an origin, of so many sectors.
+SPAN = 2048
 
 
 def put(path, value):
@@ -353,6 +355,10 @@ def requests(dev, cow):
 class Steps(Life):
     """Each gives a step, all of whose allocations fail in turn, and goes on when it's taken."""
 
+    def __init__(self, dev, cow, store, wide):
+        super().__init__(dev, cow, store)
+        self.wide = wide
+
     def p_load_origin(self):
         """ORIGIN is loaded."""
         yield lambda: self.new("origin", self.stand.line(ORIGIN))
@@ -385,6 +391,25 @@ class Steps(Life):
         self.new("snap", self.line())
         yield self.device.resume
         goes_on(self.stand, self.device, self.stand.origin.image)
+
+    def p_resume_wide(self):
+        """A snapshot is resumed whose origin has a span for each slot: all must know it."""
+        stand = self.stand
+        stand.wipe(stand.cow)
+        size = dm.size_of(self.wide)
+        origin = dm.Dm("origin", (0, size, ORIGIN, self.wide))
+        self.new("snap", (0, size, SNAPSHOT, f"{self.wide} {stand.cow} P {stand.CHUNK}"))
+        yield self.device.resume
+        # Most of this memory is not touched.
+        wide, snap = (Side(device.path, buffer(size * SECTOR)) for device in (origin, self.device))
+        length = stand.CHUNK * SECTOR
+        for at in range(0, size, SPAN):
+            snap.image[at * SECTOR:at * SECTOR + length] = wide.fetch(at, length)
+            wide.write(at, stand.data(stand.CHUNK))
+            snap.read(at, length)
+        for side, device in (wide, origin), (snap, self.device):
+            side.close()
+            device.remove()
 
     def reload_load(self):
         """Another table is loaded for a snapshot that is live."""
@@ -465,7 +490,7 @@ def goes_on(stand, device, image):
     own(stand)
 
 
-def steps(dev, cow, each):
+def steps(dev, cow, each, wide):
     """Has each allocation of each step fail, or one of so many."""
     each = int(each)
     # Not those of device-mapper's own, which loses memory where some of them fail.
@@ -474,7 +499,7 @@ def steps(dev, cow, each):
         number, has_failed, tried = random.randrange(each) + 1 - each, True, 0
         while has_failed:
             number += each
-            scene = Steps(dev, cow, store)
+            scene = Steps(dev, cow, store, wide)
             parts = getattr(scene, name)()
             step = next(parts)
             with Nth(number) as nth:

@@ -35,7 +35,9 @@ inject() {
 
 test_each_request_fails() { inject requests; }
 
-test_each_allocation_of_a_step_fails() { inject steps $(((10000 + BIOS - 1) / BIOS)); }
+test_each_allocation_of_a_step_fails() {
+	inject steps "$(((10000 + BIOS - 1) / BIOS))" "$(blk_create 256)"
+}
 
 test_each_allocation_of_bios_fails() { inject bios "$BIOS"; }
 

@@ -125,10 +125,17 @@ class Side:
         return self.done(lambda: fcntl.ioctl(self.fd, BLKDISCARD, where) and None,
                          "discard", at, sectors * SECTOR)
 
-    def read(self, at, size):
-        """Reads and compares; false when the read failed."""
+    def fetch(self, at, size):
+        """Reads; None when that failed."""
         part = self.bounce[:size]
         if not self.done(lambda: os.preadv(self.fd, [part], at * SECTOR), "read", at, size):
+            return None
+        return part
+
+    def read(self, at, size):
+        """Reads and compares; false when the read failed."""
+        part = self.fetch(at, size)
+        if part is None:
             return False
         self.compare(part, at)
         return True
