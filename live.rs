@@ -429,7 +429,8 @@ impl Live {
         self.is_merging.store(1, Release);
     }
 
-    fn set_devices(&self, devices: Option<Devices>) {
+    /// The devices that it is on from now on; `None` while no table answers for it.
+    pub(crate) fn set_devices(&self, devices: Option<Devices>) {
         let before = core::mem::replace(&mut *self.devices.lock(), devices);
         drop(before);
     }

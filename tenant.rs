@@ -247,7 +247,7 @@ impl Tenant {
     fn move_in(&self) {
         let mut tenure = self.live.tenure.lock();
         tenure.targets = tenure.targets.saturating_add(1);
-        if tenure.owner.is_none() {
+        if tenure.owner.is_none() && !tenure.has_left {
             self.own(&mut tenure, false);
         }
     }
@@ -516,10 +516,19 @@ impl Drop for Tenant {
         if is_owner {
             tenure.owner = None;
         }
+        if tenure.has_left {
+            return;
+        }
         // A snapshot that has not joined yet can still do so with another table. One that has,
         // goes with the table that answers for it.
         let is_last = tenure.targets == 0;
-        if tenure.has_left || !(is_last || is_owner && tenure.waiting.is_none()) {
+        let can_go_on = !is_owner || tenure.waiting.is_some();
+        if can_go_on && !is_last {
+            if is_owner {
+                // They are this table's, which ends only when nobody has them any more. Nothing
+                // is done with them before a table joins, and that one brings its own.
+                self.live.set_devices(None);
+            }
             return;
         }
         tenure.has_left = true;

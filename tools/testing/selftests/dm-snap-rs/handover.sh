@@ -315,6 +315,37 @@ test_a_new_device_that_is_removed_before_it_was_resumed() {
 	works snap
 }
 
+test_a_table_that_never_ran_is_replaced() {
+	on_c && skip "the C target does not hand over what never ran"
+	devices 8 8
+	origin_create origin "$dev"
+	dmsetup create "${PREFIX}snap" --notable
+	dm_load snap "$(snap_table "$dev" "$cow" P 8)"
+	dm_load snap "$(snap_table "$dev" "$cow" P 8)"
+	dm_resume snap
+	works snap
+}
+
+# never_ran STEP - of two devices whose tables have never run, the first, which answers for
+# the snapshot, loses it by this step of dmsetup.
+never_ran() {
+	local name
+	on_c && skip "the C target does not hand over what never ran"
+	devices 8 8
+	origin_create origin "$dev"
+	for name in snap2 snap; do
+		dmsetup create "$PREFIX$name" --notable
+		dm_load "$name" "$(snap_table "$dev" "$cow" P 8)"
+	done
+	dmsetup "$1" "${PREFIX}snap2"
+	dm_resume snap
+	works snap
+}
+
+test_a_table_that_never_ran_is_cleared_on_one_of_two_devices() { never_ran clear; }
+
+test_a_device_that_never_ran_is_removed_beside_another() { never_ran remove; }
+
 test_the_old_device_goes_while_the_new_one_waits() {
 	# What the new one has loaded is worth nothing then: it must not go on as if it
 	# were live.  A table that is loaded now is right.
