@@ -687,7 +687,10 @@ impl Live {
         WorkQueue::flush_delayed(&self.commit_timer);
         WorkQueue::flush_delayed(&self.space_timer);
         WorkQueue::flush_delayed(&self.wave_timer);
+        // Who joins meanwhile has to find the same number of them in all slots.
+        let snapshots = self.origin.snapshots.lock();
         self.origin.remove_shards(self.id);
+        drop(snapshots);
         self.origin.wake_all();
         self.set_devices(None);
     }

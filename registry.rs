@@ -485,8 +485,8 @@ impl Origin {
         if spans != self.spans() && joined != 0 {
             return Err(EBUSY);
         }
-        // All memory comes first. Only one snapshot joins at a time, as its caller holds the lock
-        // of them all, so there is room enough then.
+        // All memory comes first. Only one snapshot joins or leaves at a time, as its caller holds
+        // the lock of them all, so there is room enough then.
         let mut rooms = KVec::with_capacity(SLOTS, GFP_KERNEL)?;
         for _ in 0..SLOTS {
             let room = KVec::with_capacity(joined.saturating_add(1), GFP_KERNEL)?;
@@ -508,7 +508,7 @@ impl Origin {
         Ok(handles)
     }
 
-    /// A snapshot leaves the slots. May sleep.
+    /// A snapshot leaves the slots. The caller holds the lock of all snapshots. May sleep.
     pub(crate) fn remove_shards(&self, id: SnapId) {
         for slot in &self.slots {
             let gone = slot.lock().remove_shard(id);

@@ -235,4 +235,22 @@ test_eight_snapshots_and_a_fast_writer() {
 	done
 }
 
+test_a_snapshot_joins_while_another_leaves() {
+	local i
+	# Large enough for all of the module's slots; which the one that joins must know.
+	dev=$(blk_create 256) cow=$(blk_create 4) cow2=$(blk_create 4)
+	origin_create origin "$dev"
+	for ((i = 0; i < 5 * LOAD; i++)); do
+		snap_create snap "$dev" "$cow" N 8
+		dmsetup create "${PREFIX}snap2" --notable
+		dm_load snap2 "$(snap_table "$dev" "$cow2" N 8)"
+		dm_remove snap &
+		dm_resume snap2
+		wait $! || fail "SNAP cannot be removed"
+		dd if="$(path snap2)" of=/dev/null bs=1M iflag=direct status=none ||
+			fail "SNAP2 cannot be read, in round $i"
+		dm_remove snap2
+	done
+}
+
 run_tests "$@"
