@@ -540,21 +540,40 @@ impl Live {
         let Some(devices) = self.devices() else {
             return;
         };
-        // No record will be written any more, and none must be lost for want of a place for it.
-        if self.is_merging() {
-            return;
+        // Whoever takes the snapshot out of use says so first, and then waits until nothing is
+        // under way. So this is under way before it is looked at what was said.
+        self.start_busy();
+        let Some((request, buffer, span)) = self.next_zeroes(store) else {
+            return self.end_busy();
+        };
+        request.write(
+            &self.client,
+            &devices.cow,
+            span,
+            buffer,
+            WriteFlags::Fua,
+            self.clone(),
+            ZERO_TAG,
+        );
+    }
+
+    /// The next piece that is to be zeroed, if any is and none is being written.
+    fn next_zeroes(self: &Arc<Self>, store: &Persistent) -> Option<(Request<Self>, Buffer, Span)> {
+        // Those records that there are still need their places; there will be no others, and
+        // none must be lost for want of a place for them.
+        if (self.is_merging() || !self.is_active()) && !store.has_volatile() {
+            return None;
         }
         let mut commit = self.commit.lock();
-        if commit.zero.request.is_none() {
-            return;
-        }
+        commit.zero.request.as_ref()?;
         if core::mem::take(&mut commit.zero.has_failed) {
             commit.zero.now = None;
             drop(commit);
-            return self.fail(Failure::WriteMetadata);
+            self.fail(Failure::WriteMetadata);
+            return None;
         }
         if self.health() == Health::Invalid {
-            return;
+            return None;
         }
         if let Some((zeroing, _, bytes, done)) = commit.zero.now {
             if done >= bytes {
@@ -566,27 +585,13 @@ impl Live {
             let next = store.wants_zeroing();
             commit.zero.now = next.map(|(zeroing, at, bytes)| (zeroing, at, bytes, 0));
         }
-        let Some((_, at, bytes, done)) = &mut commit.zero.now else {
-            return;
-        };
+        let (_, at, bytes, done) = commit.zero.now.as_mut()?;
         let piece = bytes.saturating_sub(*done).min(MAX_BYTES as u64);
         let from = Sector(at.0.saturating_add(*done / 512));
         *done = done.saturating_add(piece);
-        let request = commit.zero.request.take();
-        let buffer = commit.zero.buffer.take();
-        drop(commit);
-        if let (Some(request), Some(buffer)) = (request, buffer) {
-            self.start_busy();
-            request.write(
-                &self.client,
-                &devices.cow,
-                Span::at(from, piece as usize),
-                buffer,
-                WriteFlags::Fua,
-                self.clone(),
-                ZERO_TAG,
-            );
-        }
+        let request = commit.zero.request.take()?;
+        let buffer = commit.zero.buffer.take()?;
+        Some((request, buffer, Span::at(from, piece as usize)))
     }
 }
 

@@ -89,6 +89,33 @@ test_data_is_durable_before_a_record_is_taken_away() {
 	all_merged
 }
 
+test_copies_go_on_when_a_merge_begins() {
+	# Chunks of 512 bytes: the records are more than the zeroed areas have places for.
+	session
+	origin_create origin "${NBD[dev]}"
+	snap_add origin snap "${NBD[dev]}" "${NBD[cow]}" P 1
+	set_mark
+	stall hold write cow 1024 $((1 << 20))
+	start write put origin 0 16 n
+	start other put origin 16 16 n
+	held 2 cow "no copies are written"
+	dm_suspend snap
+	dm_load origin "$(merge_table "${NBD[dev]}" "${NBD[cow]}" P 1)"
+	# The writes are given back, and the copies go on.
+	dm_suspend origin --noflush --nolockfs
+	start resume dm_resume origin
+	# It waits for them, and by then no other areas are wanted.
+	sleep "$GRACE"
+	running resume
+	let_all_go
+	finished resume
+	wait_merged origin "$WAIT"
+	finished write
+	finished other
+	shows origin 0 nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnno
+	dm_remove snap origin
+}
+
 test_a_held_flush_of_dev_holds_the_records() {
 	setup_merge
 	stall hold flush dev 0 0
