@@ -116,7 +116,7 @@ impl Tenant {
             live,
             origin,
             devices,
-            sectors: setup.sectors(),
+            sectors: setup.end(),
             handle,
             store_type: args.store,
             features: args.features,
@@ -432,7 +432,7 @@ fn activate(
     let cow_sectors = cow.sectors();
     // LVM loads the tables of a volume and its snapshots before it resumes any, and a device
     // without a table has no size yet.
-    let origin_sectors = devices.origin.sectors().max(setup.sectors());
+    let origin_sectors = devices.origin.sectors().max(setup.end());
     let too_small =
         |size: u64, chunks: u64| ArgError::CowTooSmall(cow_sectors, chunks.saturating_mul(size));
     let (chunk_size, is_valid, invalid_header, store, dealt);

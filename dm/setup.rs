@@ -67,9 +67,10 @@ impl<'a> Setup<'a> {
         (self.devices, self.handle)
     }
 
-    /// The length of the target, in sectors.
-    pub(crate) fn sectors(&self) -> u64 {
-        self.target.len
+    /// The end of the target in its table, in sectors. Sectors of the table are those of the
+    /// device below, wherever the target begins.
+    pub(crate) fn end(&self) -> u64 {
+        self.target.begin.saturating_add(self.target.len)
     }
 
     /// Opens a device for reading, and for writing unless the table is read-only.

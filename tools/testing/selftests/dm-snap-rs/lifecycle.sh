@@ -182,6 +182,21 @@ test_sizes_and_block_limits() {
 	equal "$(blockdev --getss "$(path snap)")" 4096 "the logical block size of SNAP on 4K DEV"
 }
 
+test_a_line_that_begins_later() {
+	local half
+	# The sectors of a table are those of DEV: nothing is shifted.
+	on_c && skip "the C target does not show the old data there"
+	dev=$(blk_create 8) cow=$(blk_create 16) cow2=$(blk_create 16)
+	pattern "$dev" 1
+	sum=$(digest "$dev")
+	half=$(($(sectors "$dev") / 2))
+	origin_create origin "$dev"
+	dm_create snap "0 $half $T_SNAP $dev $cow P 8
+$half $half $T_SNAP $dev $cow2 P 8"
+	pattern "$(path origin)" 2
+	equal "$(digest "$(path snap)")" "$sum" "SNAP, of two lines"
+}
+
 test_suspend_and_resume() {
 	local before name
 	devices
