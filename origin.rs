@@ -70,7 +70,7 @@ impl Target for OriginTarget {
         let mut bio = bio.into_bio();
         bio.remap(&self.device, Sector(range.start));
         // What lies beyond the end, nobody has a snapshot of; the device refuses it.
-        if !is_guarded || range.end > self.device.sectors() {
+        if !is_guarded || bio.sectors().end > self.device.sectors() {
             return Mapped::Remapped(bio);
         }
         write(&self.origin, bio)

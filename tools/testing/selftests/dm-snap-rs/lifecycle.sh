@@ -197,6 +197,27 @@ $half $half $T_SNAP $dev $cow2 P 8"
 	equal "$(digest "$(path snap)")" "$sum" "SNAP, of two lines"
 }
 
+test_an_origin_that_is_longer_than_its_device() {
+	# A write that reaches across the end of DEV fails there; what is before it is saved.
+	on_c && skip "the C target gives the snapshot up"
+	dev=$(blk_create 12) cow=$(blk_create 16)
+	pattern "$dev" 1
+	linear_create dev "$dev"
+	origin_create origin "$(path dev)"
+	snap_add origin snap "$(path dev)" "$cow" P 8
+	sum=$(part snap)
+	dm_load dev "$(linear_table "$dev" 21504)"
+	dm_resume dev
+	dd if=/dev/urandom of="$(path origin)" bs=1M count=1 oflag=direct,seek_bytes \
+		seek=10223616 status=none && fail "a write beyond the end of DEV did not fail"
+	equal "$(part snap)" "$sum" "SNAP before the end of DEV"
+}
+
+# part NAME - prints a checksum of the tenth mebibyte of a device.
+part() {
+	dd if="$(path "$1")" bs=1M count=1 skip=9 iflag=direct status=none | cksum
+}
+
 test_suspend_and_resume() {
 	local before name
 	devices
