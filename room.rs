@@ -56,6 +56,8 @@ pub(crate) struct Room {
     is_low: Atomic<u32>,
     /// That writes fail for want of room has been told, and none had room since.
     is_full: Atomic<u32>,
+    /// The size of the COW device with which no chunk was free, the last time.
+    full_sectors: Atomic<u64>,
     #[pin]
     space: SpinLockIrq<Option<Space>>,
     /// When the time was up for what waited.
@@ -74,6 +76,7 @@ impl Room {
             low_water_mark: Atomic::new(0),
             is_low: Atomic::new(0),
             is_full: Atomic::new(0),
+            full_sectors: Atomic::new(0),
             space <- new_spinlock_irq!(None, "Live::space"),
             expired <- new_spinlock_irq!(None, "Live::expired"),
         })
@@ -84,6 +87,11 @@ impl Room {
         self.when_full.store(features.when_full as u32, Release);
         let low_water_mark = features.low_water_mark.unwrap_or(0);
         self.low_water_mark.store(low_water_mark, Release);
+    }
+
+    /// With this size of the COW device, in sectors, no chunk is free. Context: any.
+    pub(crate) fn is_full_with(&self, sectors: u64) {
+        self.full_sectors.store(sectors, Release);
     }
 
     /// Nobody waits for room any more; answers whether somebody did.
@@ -158,16 +166,14 @@ impl Live {
 
     /// Writes wait until the COW device has grown. Context: any.
     fn wait_for_space(self: &Arc<Self>) {
-        let Some(devices) = self.devices() else {
-            return;
-        };
         let mut space = self.room.space.lock();
         if space.is_some() {
             return;
         }
         *space = Some(Space {
             since: Moment::now(),
-            sectors: devices.cow.sectors(),
+            // It may have grown since.
+            sectors: self.room.full_sectors.load(Acquire),
         });
         drop(space);
         dm_warn!(

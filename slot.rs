@@ -266,9 +266,13 @@ impl Slot {
         let shard = self.shards.get_mut(at).ok_or(Stop::Room)?;
         let live = &shard.live;
         let devices = live.devices().ok_or(Stop::Snapshot(Failure::WriteCow))?;
-        let run = match live.store.alloc(hole.len(), devices.cow.sectors()) {
+        let cow_sectors = devices.cow.sectors();
+        let run = match live.store.alloc(hole.len(), cow_sectors) {
             Ok(run) => run,
-            Err(NoChunk::Full) => return Err(Stop::Snapshot(Failure::CowFull)),
+            Err(NoChunk::Full) => {
+                live.room.is_full_with(cow_sectors);
+                return Err(Stop::Snapshot(Failure::CowFull));
+            }
             Err(NoChunk::NoMemory) => return Err(Stop::Store),
         };
         let old = Chunks {

@@ -6,7 +6,7 @@ use crate::commit::Urgency;
 use crate::dm::{BioList, Device};
 use crate::pending::{ItemId, Kind, Phase, Saved, SnapId};
 use crate::registry::Origin;
-use crate::room::NoRoom;
+use crate::room::{NoRoom, Room};
 use crate::slot::Io;
 use crate::stats::SnapStats;
 use crate::store::Store;
@@ -53,6 +53,7 @@ pub(crate) struct Live {
     pub(crate) stats: SnapStats,
     pub(crate) world: Arc<World>,
     pub(crate) is_persistent: bool,
+    pub(crate) room: Room,
     health: AtomicU32,
     is_active: AtomicBool,
     busy: Mutex<u64>,
@@ -82,6 +83,7 @@ impl Live {
             stats: SnapStats::new(),
             world: origin.world.clone(),
             is_persistent,
+            room: Room,
             health: AtomicU32::new(Health::Good as u32),
             is_active: AtomicBool::new(true),
             busy: Mutex::new(0),
