@@ -116,9 +116,19 @@ refused() {
 	fi
 }
 
-# within SECONDS COMMAND... - runs a command that ends within the limit, or is ended.
+# within SECONDS COMMAND... - runs a command that ends within the limit, or is ended. One
+# that the kernel does not let end is left.
 within() {
-	timeout $(($1 * SLOW)) "${@:2}"
+	local pid watch first='' rc=0
+	"${@:2}" &
+	pid=$!
+	sleep $(($1 * SLOW)) &
+	watch=$!
+	wait -n -p first "$pid" "$watch" || rc=$?
+	[ "$first" = "$pid" ] || rc=124
+	kill "$pid" "$watch" 2>/dev/null
+	wait "$watch" 2>/dev/null
+	return $rc
 }
 
 # wait_for SECONDS COMMAND... - waits until COMMAND succeeds; false when it does
@@ -856,7 +866,7 @@ our_dm() {
 
 # remove_dm - removes all our device-mapper devices, in whichever order it can.
 remove_dm() {
-	local i f suspended
+	local i f suspended hung=0
 	# The removal of a merge waits for its flush, which is held for an hour.
 	if [ -e "$TMP/held" ]; then
 		within 20 dmsetup wipe_table --noflush --nolockfs "$(<"$TMP/held")" >"$TMP/remove" 2>&1
@@ -865,16 +875,18 @@ remove_dm() {
 	for i in 1 2 3 4 5 6 7; do
 		our_dm
 		((${#OURS[@]} > 0)) || return 0
+		((hung < 3)) || break
 		((i < 6)) || sleep 1
 		# A suspended device holds back I/O that others wait for.
 		for f in /sys/class/block/dm-*/dm; do
 			read -r suspended <"$f/suspended"
 			if [ "$suspended" = 1 ] && [[ " ${OURS[*]} " == *" $(<"$f/name") "* ]]; then
-				within 20 dmsetup resume "$(<"$f/name")"
+				within 20 dmsetup resume "$(<"$f/name")" || (($? != 124)) || hung=$((hung + 1))
 			fi
 		done
 		for f in "${OURS[@]}"; do
-			within 20 dmsetup remove "$f" >"$TMP/remove" 2>&1
+			within 20 dmsetup remove "$f" >"$TMP/remove" 2>&1 || (($? != 124)) ||
+				hung=$((hung + 1))
 		done
 	done
 	cat "$TMP/remove"
