@@ -69,8 +69,7 @@ impl Target for OriginTarget {
         }
         let mut bio = bio.into_bio();
         bio.remap(&self.device, Sector(range.start));
-        // What lies beyond the end, nobody has a snapshot of; the device refuses it.
-        if !is_guarded || bio.sectors().end > self.device.sectors() {
+        if !is_guarded {
             return Mapped::Remapped(bio);
         }
         write(&self.origin, bio)
@@ -142,18 +141,27 @@ pub(crate) fn retry(origin: &Arc<Origin>, bio: Bio<Io>) {
 /// A write to the origin that has been sent to the real one. Process context.
 pub(crate) fn write(origin: &Arc<Origin>, bio: Bio<Io>) -> Mapped<Io> {
     let range = bio.sectors();
-    let outcome = saving::save(
-        origin,
-        range,
-        Writer::Bio,
-        bio,
-        |slot, mut bio, is_conflict| {
-            if is_conflict && bio.data_mut().wait() {
-                origin.stats.conflicts.add(1);
-            }
-            slot.wait_origin(bio)
-        },
-    );
+    let save = |bio| {
+        saving::save(
+            origin,
+            range,
+            Writer::Bio,
+            bio,
+            |slot, mut bio: Bio<Io>, is_conflict| {
+                if is_conflict && bio.data_mut().wait() {
+                    origin.stats.conflicts.add(1);
+                }
+                slot.wait_origin(bio)
+            },
+        )
+    };
+    // What reaches beyond the end, nobody has a snapshot of; the device refuses it.
+    let is_beyond = range.end > bio.device_sectors();
+    let outcome = if is_beyond {
+        Outcome::Go(bio)
+    } else {
+        save(bio)
+    };
     match outcome {
         Outcome::Go(mut bio) => {
             if let Io::Waiting(since) = core::mem::take(bio.data_mut()) {

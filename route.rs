@@ -200,6 +200,10 @@ pub(crate) fn retry(live: &Arc<Live>, mut bio: Bio<Io>) {
     let Some(ask) = Ask::of(&bio) else {
         return bio.end(Err(EIO));
     };
+    // The origin may have become smaller while it waited.
+    if range.end > devices.origin.sectors() {
+        return bio.end(Err(EIO));
+    }
     let mut memory = Memory::new();
     let (slot, step, end) = decide(live, range, ask, &mut memory);
     match step {

@@ -238,7 +238,7 @@ impl Tenant {
         len: u64,
         f: &mut dyn FnMut(&Device, u64, u64) -> i32,
     ) -> i32 {
-        match f(&self.devices.origin, 0, len) {
+        match f(&self.devices.origin, self.sectors.saturating_sub(len), len) {
             0 => f(&self.devices.cow, 0, self.devices.cow.sectors()),
             stop => stop,
         }

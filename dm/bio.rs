@@ -170,6 +170,15 @@ impl<P: PerBio> Bio<P> {
         Sectors::new(Sector(start), u64::from(bytes) / SECTOR_SIZE)
     }
 
+    /// The size, in sectors, of the device that it goes to, as it is now.
+    pub(crate) fn device_sectors(&self) -> u64 {
+        // SAFETY: By the invariants, the bio is valid.
+        let bdev = unsafe { (*self.bio.as_ptr()).bi_bdev };
+        // SAFETY: Its block device is set from the start, and stays open while the bio is under
+        // way.
+        unsafe { sys::dmsnap_bdev_nr_sectors(bdev) }
+    }
+
     /// Copies the data of a write into a buffer, from the byte `offset` on.
     ///
     /// # Errors
