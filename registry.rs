@@ -9,7 +9,7 @@
 #![deny(unsafe_code)]
 
 use crate::{
-    dm::{Bio, BioList, Client, Device, Handle, Queued, WorkQueue},
+    dm::{Bio, BioList, Client, Device, Handle, NoIo, Queued, WorkQueue},
     exception::Table,
     live::Live,
     origin,
@@ -36,6 +36,8 @@ use kernel::{
 pub(crate) struct Registry {
     #[pin]
     origins: Mutex<KVec<Entry>>,
+    #[pin]
+    cows: Mutex<KVec<CowEntry>>,
     pub(crate) wq: Arc<WorkQueue>,
     /// For merges, which sleep until what runs on the other has ended.
     pub(crate) merge_wq: Arc<WorkQueue>,
@@ -47,6 +49,14 @@ struct Entry {
     number: u32,
     users: usize,
     origin: Arc<Origin>,
+}
+
+/// A COW device in use.
+struct CowEntry {
+    number: u32,
+    users: usize,
+    /// The number of the origin that it is for.
+    origin: u32,
 }
 
 impl Registry {
@@ -62,6 +72,7 @@ impl Registry {
         Arc::pin_init(
             pin_init!(Self {
                 origins <- new_mutex!(KVec::new(), "Registry::origins"),
+                cows <- new_mutex!(KVec::new(), "Registry::cows"),
                 wq,
                 merge_wq,
                 client,
@@ -76,13 +87,33 @@ impl Registry {
         self.next_target_id.fetch_add(1, Relaxed)
     }
 
-    /// Whether a COW device is in use by a snapshot of another origin. May sleep.
-    pub(crate) fn is_cow_elsewhere(&self, cow_number: u32, origin: &Arc<Origin>) -> bool {
-        let origins = self.origins.lock();
-        let mut others = origins.iter().filter(|e| !Arc::ptr_eq(&e.origin, origin));
-        others.any(|other| {
-            let snapshots = other.origin.snapshots.lock();
-            snapshots.iter().any(|live| live.cow_number == cow_number)
+    /// Has a table use a COW device for its origin: from before it's read, and until all such
+    /// tables are gone, no table of another origin can. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` if it is used for another origin; `ENOMEM`.
+    pub(crate) fn cow(self: &Arc<Self>, device: &Device, origin: &OriginRef) -> Result<CowRef> {
+        let number = device.number();
+        // Who resumes a device may wait for this lock, while an origin is suspended.
+        let _no_io = NoIo::enter();
+        let mut cows = self.cows.lock();
+        match cows.iter_mut().find(|entry| entry.number == number) {
+            Some(entry) if entry.origin != origin.number => return Err(EBUSY),
+            Some(entry) => entry.users = entry.users.saturating_add(1),
+            None => {
+                let entry = CowEntry {
+                    number,
+                    users: 1,
+                    origin: origin.number,
+                };
+                cows.push(entry, GFP_KERNEL)?;
+            }
+        }
+        drop(cows);
+        Ok(CowRef {
+            number,
+            registry: self.clone(),
         })
     }
 
@@ -93,6 +124,8 @@ impl Registry {
     /// `ENOMEM`.
     pub(crate) fn origin(self: &Arc<Self>, device: &Device) -> Result<OriginRef> {
         let number = device.number();
+        // Who resumes a device may wait for this lock, while an origin is suspended.
+        let _no_io = NoIo::enter();
         let mut origins = self.origins.lock();
         let known = origins.iter_mut().find(|entry| entry.number == number);
         let origin = match known {
@@ -149,6 +182,22 @@ impl Drop for OriginRef {
             drop(origins);
             drop(gone);
         }
+    }
+}
+
+/// A table's hold on a COW device.
+pub(crate) struct CowRef {
+    number: u32,
+    registry: Arc<Registry>,
+}
+
+impl Drop for CowRef {
+    fn drop(&mut self) {
+        let mut cows = self.registry.cows.lock();
+        if let Some(entry) = cows.iter_mut().find(|entry| entry.number == self.number) {
+            entry.users = entry.users.saturating_sub(1);
+        }
+        cows.retain(|entry| entry.users != 0);
     }
 }
 
@@ -430,6 +479,8 @@ impl Origin {
             handle,
             state: MemberState::Suspended,
         };
+        // A snapshot that joins, while the origin is suspended, may wait for this lock.
+        let _no_io = NoIo::enter();
         Ok(self.members.lock().push(member, GFP_KERNEL)?)
     }
 

@@ -15,7 +15,7 @@ use crate::{
     dm_err,
     exception::{Spare, Table},
     live::{Dealt, Devices, Health, Live, NewLive, Owner, Tenure},
-    registry::{Origin, OriginRef, Registry},
+    registry::{CowRef, Origin, OriginRef, Registry},
     store::{format::Layout, load, transient::Transient, Store},
     table::{self, ArgError, Features, Message, SnapshotArgs, Status, StoreType, TableLine},
     units::{SpanSize, SECTOR_SIZE},
@@ -38,7 +38,8 @@ pub(crate) struct Tenant {
     pub(crate) origin: OriginRef,
     pub(crate) devices: Devices,
     pub(crate) features: Features,
-    /// The length of the table line, in sectors.
+    _cow_ref: CowRef,
+    /// Where the table line ends, in sectors.
     sectors: u64,
     handle: Handle,
     store_type: StoreType,
@@ -75,15 +76,15 @@ impl Tenant {
         let devices = open_devices(setup, &args, role)?;
         let origin = registry.origin(&devices.origin)?;
         let cow_number = devices.cow.number();
-
-        if registry.is_cow_elsewhere(cow_number, &origin) {
-            dm_err!(
-                "COW device {} is in use by a snapshot of another origin",
-                devices.cow
-            );
-            setup.set_error(c"COW device is in use by another snapshot");
-            return Err(EBUSY);
-        }
+        let cow_ref = registry.cow(&devices.cow, &origin).inspect_err(|e| {
+            if *e == EBUSY {
+                dm_err!(
+                    "COW device {} is in use by a snapshot of another origin",
+                    devices.cow
+                );
+                setup.set_error(c"COW device is in use by another snapshot");
+            }
+        })?;
 
         let handle = setup.handle();
         let shared = Arc::clone(&origin);
@@ -118,6 +119,7 @@ impl Tenant {
             live,
             origin,
             devices,
+            _cow_ref: cow_ref,
             sectors: setup.end(),
             handle,
             store_type: args.store,
