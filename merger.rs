@@ -367,9 +367,7 @@ impl<'a> Claim<'a> {
             let seen = live.merge.lock().events;
             let mut is_free = true;
             for claimed in self.claimed.iter_mut().filter(|c| !c.is_free) {
-                // What lies beyond the end, nobody saves.
-                let mut range = claimed.range;
-                range.end = range.end.min(devices.origin.sectors());
+                let range = range_on_origin(live, devices, claimed)?;
                 claimed.is_free = is_range_free(live, range)?;
                 is_free &= claimed.is_free;
             }
@@ -386,12 +384,14 @@ impl<'a> Claim<'a> {
         for claimed in &self.claimed {
             let size = self.live.chunk_size;
             let from = size.first_sector(claimed.run.new).0;
-            // The last chunk may reach beyond the end of the origin.
-            let end = claimed.range.end.min(devices.origin.sectors());
-            let mut at = claimed.range.start;
-            while at < end {
-                let sectors = end.saturating_sub(at).min(MAX_BYTES as u64 / SECTOR_SIZE);
-                let into = at.saturating_sub(claimed.range.start);
+            let range = range_on_origin(self.live, devices, claimed)?;
+            let mut at = range.start;
+            while at < range.end {
+                let sectors = range
+                    .end
+                    .saturating_sub(at)
+                    .min(MAX_BYTES as u64 / SECTOR_SIZE);
+                let into = at.saturating_sub(range.start);
                 round.add(Sector(from.saturating_add(into)), Sector(at), sectors)?;
                 at = at.saturating_add(sectors);
             }
@@ -447,6 +447,21 @@ impl Drop for Claim<'_> {
             self.live.origin.end_item(claimed.slot, claimed.item);
         }
     }
+}
+
+/// What is to be written of a run: the last chunk may reach beyond the end of the origin.
+///
+/// # Errors
+///
+/// The origin has become so small that there is no room for it, or is not there at all. The
+/// record must stay then.
+fn range_on_origin(live: &Live, devices: &Devices, claimed: &Claimed) -> Result<Sectors, Halt> {
+    let mut range = claimed.range;
+    range.end = range.end.min(live.origin_end());
+    if range.end > devices.origin.sectors() || range.is_empty() {
+        return Err(Halt::Failed(Cause::WriteOrigin));
+    }
+    Ok(range)
 }
 
 /// Whether the merge may write to these sectors of the origin. If not, what is needed for that

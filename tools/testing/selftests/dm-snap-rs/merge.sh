@@ -705,6 +705,24 @@ test_a_failed_merge_can_be_removed_at_once() {
 	equal "$(cow_py digest "$cow" "$dev")" "$SUM" "SNAP by the format"
 }
 
+test_a_device_that_is_not_there_yet() {
+	# DEV has no size before it has been resumed: nothing can be written to it, and the
+	# records must stay.
+	disk=$(blk_create 8) cow=$(blk_create 16)
+	pattern "$disk" 1
+	cow_py make "$cow" "$(sectors "$disk")" --chunk 8 --count 300 --seed 5
+	SUM=$(cow_py digest "$cow" "$disk")
+	dmsetup create "${PREFIX}dev" --notable
+	dm_load dev "$(linear_table "$disk")"
+	dev=$(dmsetup info -c --noheadings --separator : -o major,minor "${PREFIX}dev")
+	dm_create origin "0 $(sectors "$disk") $T_MERGE $dev $cow P 8"
+	failed
+	equal "$(cow_py check "$cow" "$(sectors "$disk")")" "300 valid" "the records"
+	dm_resume dev
+	dev=$(path dev)
+	goes_on_after_repair
+}
+
 test_metadata_that_cannot_be_read() {
 	# All data can: so a verified load goes on over the failure.
 	held_devices
