@@ -89,14 +89,14 @@ pub(crate) fn header(cow: &Device, chunk_size: ChunkSize, valid: bool) -> Result
     Ok(buffer)
 }
 
-/// Writes the header; it is on stable media afterwards, and all that was written before.
+/// Writes the header; it is on stable media afterwards. Nothing else needs to be for a snapshot to
+/// be marked as invalid, and where a flush fails, a write may still be possible.
 ///
 /// # Errors
 ///
 /// `EIO`. Sleeps, and asks for no memory.
 pub(crate) fn write_header(client: &Client, cow: &Device, header: &Buffer) -> Result {
     let block = cow.logical_block_size() as usize;
-    client.flush(cow)?;
     client.write(cow, Sector(0), header, block, WriteFlags::Fua)
 }
 
@@ -154,6 +154,7 @@ pub(crate) fn load(
         zero_current(client, cow, &store)?;
     }
     if !found.is_used {
+        client.flush(cow)?;
         write_header(client, cow, &header(cow, layout.chunk_size, true)?)?;
     }
     Ok(Loaded { store, tables })

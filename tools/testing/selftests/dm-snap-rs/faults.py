@@ -82,6 +82,8 @@ class Ground:
         self.dev, self.cow, self.stand = stand_on(dev, cow)
         self.other_cow = other
         self.others_lost = False
+        # Whether the header can be written: a snapshot that is lost must be marked there then.
+        self.is_marked = True
         self.stand.open_origin()
         self.other = None
 
@@ -95,6 +97,7 @@ class Ground:
     def fails(self, under, how, *chunks):
         """What is about these chunks, fails from now on."""
         under.fail(how, *((chunk * Stand.CHUNK, Stand.CHUNK) for chunk in chunks))
+        self.is_marked &= not (under is self.cow and HEADER in chunks)
 
     def touch(self, sectors=2):
         """ORIGIN is written to, which must not fail."""
@@ -162,7 +165,9 @@ class Ground:
         failed = stand.origin.failures
         if stand.snap:
             failed += stand.snap.failures
-            if self.store == "P" and not stand.log.tells("could not be marked as invalid"):
+            if self.is_marked and stand.log.tells("could not be marked as invalid"):
+                raise Wrong("the snapshot was not marked as invalid")
+            if self.store == "P" and self.is_marked:
                 # What it was, it is still when it is opened again.
                 stand.reopen_snap()
                 if stand.snap.check() != is_there:
