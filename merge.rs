@@ -65,8 +65,11 @@ impl Target for MergeTarget {
                 self.0.devices.origin
             );
         })?;
-        let begun = self.0.preresume().and_then(|()| self.begin());
-        begun.inspect_err(|_| self.stand_down())
+        // Where it is refused, nothing must have changed: it comes before this table takes over.
+        let begun = self.is_only_merge().and_then(|()| self.0.preresume());
+        begun.inspect_err(|_| self.stand_down())?;
+        self.begin();
+        Ok(())
     }
 
     fn resume(&self) {
@@ -106,8 +109,9 @@ impl Target for MergeTarget {
 }
 
 impl MergeTarget {
-    /// The snapshot stops guarding its origin. All that is under way for it comes to its end.
-    fn begin(&self) -> Result {
+    /// Fails if another snapshot is being merged. None can begin to be, as this device is the only
+    /// one that writes to the origin.
+    fn is_only_merge(&self) -> Result {
         let snapshots = self.0.origin.snapshots.lock();
         let id = Some(self.0.live.id);
         if Origin::is_merging_other(&snapshots, id) {
@@ -117,8 +121,12 @@ impl MergeTarget {
             );
             return Err(EBUSY);
         }
+        Ok(())
+    }
+
+    /// The snapshot stops guarding its origin. All that is under way for it comes to its end.
+    fn begin(&self) {
         self.0.live.set_merging();
-        drop(snapshots);
         if self.0.live.room.stop_waiting() {
             self.0.origin.wake_all();
         }
@@ -126,7 +134,6 @@ impl MergeTarget {
         // nothing new begins.
         self.0.live.commit_and_wait();
         self.0.live.wait_idle();
-        Ok(())
     }
 
     /// Others may write to the origin, or take over.

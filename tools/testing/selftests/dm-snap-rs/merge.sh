@@ -818,6 +818,32 @@ test_a_second_merge_of_one_origin() {
 	equal "$(digest "$(path snap2)")" "$image" "the other SNAP"
 }
 
+test_a_merge_that_is_refused_changes_nothing() {
+	# The other snapshot goes on with the table that it had.
+	local cow2 image
+	on_c && skip "the C target does not refuse it"
+	devices 8 16
+	cow2=$(blk_create 16)
+	written P 8
+	snap_add origin snap2 "$dev" "$cow2" P 8
+	image=$(digest "$(path snap2)")
+	dmsetup create "${PREFIX}other" --notable
+	dm_load other "$(merge_table "$dev" "$cow2" P 8)"
+	dm_suspend snap
+	merge_reload origin "$dev" "$cow" P 8
+	dm_remove snap
+	wait_merged origin 60
+	dm_suspend origin
+	dm_suspend snap2
+	refused dm_resume other
+	dm_remove other
+	dm_resume snap2
+	dm_resume origin
+	equal "$(digest "$(path snap2)")" "$image" "the other SNAP"
+	pattern "$(path origin)" 3
+	equal "$(digest "$(path snap2)")" "$image" "the other SNAP after writes to ORIGIN"
+}
+
 test_a_second_merge_from_disk() {
 	local cow2
 	on_c && skip "the C target does not see it"
