@@ -187,7 +187,9 @@ impl Live {
     /// The work of [`Self::wait_for_space`].
     pub(crate) fn look_for_space(self: &Arc<Self>) {
         let sectors = self.devices().map_or(u64::MAX, |d| d.cow.sectors());
-        let is_over = !self.is_active()
+        // A device that is gone has no size, and will not grow.
+        let is_over = sectors == 0
+            || !self.is_active()
             || self.is_merging()
             || self.room.when_full() != WhenFull::Queue
             || !matches!(self.health(), Health::Good | Health::Overflowed);

@@ -267,6 +267,10 @@ impl Slot {
         let live = &shard.live;
         let devices = live.devices().ok_or(Stop::Snapshot(Failure::WriteCow))?;
         let cow_sectors = devices.cow.sectors();
+        if cow_sectors == 0 {
+            // It has not become full, but is gone.
+            return Err(Stop::Snapshot(Failure::WriteCow));
+        }
         let run = match live.store.alloc(hole.len(), cow_sectors) {
             Ok(run) => run,
             Err(NoChunk::Full) => {

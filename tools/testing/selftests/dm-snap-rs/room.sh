@@ -144,6 +144,22 @@ test_tables_are_told_back() {
 	matches "$(table snap)" " P 8 1 $QUEUE\$" "the table of the same word twice"
 }
 
+test_a_device_that_is_gone_is_not_full() {
+	# The snapshot is given up: ORIGIN must not wait for room, nor fail.
+	local policy folder
+	for policy in "$ERROR" "$QUEUE"; do
+		devices
+		cow=$(blk_create 8)
+		snap N "$policy"
+		folder=$(blk_config "$cow")
+		echo 0 >"$folder/power"
+		write_blocks origin 0 16
+		wait_for 20 status_is snap Invalid || fail "the status is '$(status snap)' with $policy"
+		dm_remove snap origin cow
+		rmdir "$folder"
+	done
+}
+
 # ---------------------------------------------------------------------------
 # queue_if_no_space
 
