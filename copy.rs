@@ -35,7 +35,6 @@ use crate::{
 };
 use kernel::{
     new_spinlock_irq, new_work,
-    page::PAGE_SIZE,
     prelude::*,
     sync::{Arc, SpinLockIrq, UniqueArc},
     workqueue::{impl_has_work, Work, WorkItem},
@@ -103,6 +102,8 @@ pub(crate) struct Prepared {
     buffer: Buffer,
     /// What the buffer is for.
     range: Sectors,
+    /// Of no COW device is a logical block larger, in sectors.
+    block: u64,
     shared: SharedPlace,
     source: Option<Device>,
     overlay: BioList<Io>,
@@ -125,14 +126,18 @@ impl Prepared {
         for _ in 0..count {
             requests.push(Request::new(GFP_KERNEL)?, GFP_KERNEL)?;
         }
-        let bytes = need.range.len().saturating_mul(SECTOR_SIZE);
+        // What is written to a COW device has to be whole blocks of it in the buffer as well, for
+        // devices that write these from whole pages.
+        let range = need.range.begun_at_block(need.block);
+        let bytes = range.len().saturating_mul(SECTOR_SIZE);
         let bytes = bytes.min(MAX_BYTES as u64) as usize;
         Ok(Self {
             place: UniqueArc::new_uninit(GFP_KERNEL)?,
             destinations: KVec::with_capacity(count, GFP_KERNEL)?,
             requests,
             buffer: Buffer::new(bytes, GFP_KERNEL)?,
-            range: need.range,
+            range,
+            block: need.block,
             shared: UniqueArc::new(Buffer::empty(), GFP_KERNEL)?,
             source: None,
             overlay: BioList::new(),
@@ -141,13 +146,18 @@ impl Prepared {
 
     /// Whether this is memory enough for `need`.
     pub(crate) fn is_enough(&self, need: &Need) -> bool {
-        need.runs.min(MAX_RUNS) < self.destinations.capacity() && self.range.contains(&need.range)
+        need.runs.min(MAX_RUNS) < self.destinations.capacity()
+            && self.range.contains(&need.range)
+            && self.block >= need.block
     }
 
-    /// Whether there is room for one more destination, and for the data of these sectors. There
-    /// may be none for what nobody needed a moment ago: a snapshot becomes active at any time.
-    pub(crate) fn has_room_for(&self, sectors: &Sectors) -> bool {
-        self.destinations.len() < self.destinations.capacity() && self.range.contains(sectors)
+    /// Whether there is room for one more destination, on a device with logical blocks of so many
+    /// sectors, and for the data of these sectors. There may be none for what nobody needed a
+    /// moment ago: a snapshot becomes active at any time.
+    pub(crate) fn has_room_for(&self, sectors: &Sectors, block: u64) -> bool {
+        self.destinations.len() < self.destinations.capacity()
+            && self.range.contains(sectors)
+            && self.block >= block
     }
 
     /// Whether nothing is to be copied.
@@ -176,6 +186,7 @@ impl Prepared {
             requests,
             buffer,
             range: _,
+            block,
             shared,
             source: Some(source),
             overlay,
@@ -186,6 +197,7 @@ impl Prepared {
         let mut all = destinations.iter().map(|d| d.from);
         let Some(first) = all.next() else { return };
         let range = all.fold(first, |range, from| range.union(&from));
+        let range = range.begun_at_block(block);
         let chunks: u64 = destinations.iter().map(|d| d.saved.len).sum();
         let state = State {
             at: range.start,
@@ -210,6 +222,7 @@ impl Prepared {
             is_shared,
             source,
             range,
+            block,
             chunks: chunks as i64,
             destinations,
             state <- new_spinlock_irq!(state, "Copy::state"),
@@ -235,8 +248,10 @@ pub(crate) struct Copy {
     /// Whether it serves more than one snapshot.
     is_shared: bool,
     source: Device,
-    /// All that is read.
+    /// All that is read: from where a block begins.
     range: Sectors,
+    /// The largest logical block of the COW devices, in sectors.
+    block: u64,
     chunks: i64,
     destinations: KVec<Destination>,
     #[pin]
@@ -355,8 +370,9 @@ impl Copy {
         drop(state);
         let bytes = (piece.len() * SECTOR_SIZE) as usize;
         // The last chunk of the origin may be cut off within a block of a COW device.
-        let rest = buffer.len().saturating_sub(bytes);
-        if bytes % PAGE_SIZE != 0 && buffer.clear(bytes, rest).is_err() {
+        let whole = bytes.next_multiple_of(self.block.max(1).saturating_mul(SECTOR_SIZE) as usize);
+        let rest = whole.saturating_sub(bytes);
+        if rest != 0 && buffer.clear(bytes, rest).is_err() {
             self.state.lock().failed = u64::MAX;
             return self.end();
         }

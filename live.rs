@@ -141,6 +141,8 @@ pub(crate) struct Live {
     pub(crate) store: Store,
     /// The COW device's number, by which a later table finds this snapshot.
     pub(crate) cow_number: u32,
+    /// The logical block of the COW device, in sectors.
+    pub(crate) cow_block: u64,
     /// How long the snapshot is, in sectors.
     sectors: Atomic<u64>,
     /// Whether store type `PO` was asked for: userspace knows about overflow.
@@ -303,6 +305,7 @@ pub(crate) struct NewLive {
     pub(crate) chunk_size: ChunkSize,
     pub(crate) store: Store,
     pub(crate) cow_number: u32,
+    pub(crate) cow_block: u64,
     pub(crate) waiting: Dealt,
     pub(crate) is_valid: bool,
     pub(crate) invalid_header: Option<Buffer>,
@@ -337,6 +340,7 @@ impl Live {
                 chunk_size: from.chunk_size,
                 store: from.store,
                 cow_number: from.cow_number,
+                cow_block: from.cow_block,
                 sectors: Atomic::new(0),
                 reports_overflow: Atomic::new(0),
                 room <- Room::new(),

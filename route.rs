@@ -489,6 +489,7 @@ fn first_write(
         let need = Need {
             runs: 1,
             range: size.sectors_of(hole),
+            block: live.cow_block,
         };
         let spare = memory.spare.get_or_insert_with(Spare::new);
         let Some(copy) = memory.copy.as_mut().filter(|copy| copy.is_enough(&need)) else {

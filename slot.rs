@@ -101,6 +101,8 @@ pub(crate) struct Need {
     pub(crate) runs: usize,
     /// The sectors to be read: from the first to the last of those runs.
     pub(crate) range: Sectors,
+    /// The largest logical block of their COW devices, in sectors.
+    pub(crate) block: u64,
 }
 
 /// An exception that was begun, and the devices that it is about.
@@ -201,6 +203,7 @@ impl Slot {
                     need.range.union(&sectors)
                 };
                 need.runs = need.runs.saturating_add(1);
+                need.block = need.block.max(shard.live.cow_block);
             }
         }
         if need.runs != 0 {
@@ -329,7 +332,7 @@ impl Slot {
     ) -> Result<u64, Stop> {
         let shard = self.shards.get(at).ok_or(Stop::Room)?;
         let live = shard.live.clone();
-        if !copy.has_room_for(&live.chunk_size.sectors_of(hole)) {
+        if !copy.has_room_for(&live.chunk_size.sectors_of(hole), live.cow_block) {
             return Err(Stop::Copy);
         }
         let started = self.start_exception(at, index, hole, live.copy_kind(), spare)?;

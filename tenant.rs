@@ -487,6 +487,7 @@ fn activate(
         chunk_size,
         store,
         cow_number: cow.number(),
+        cow_block: u64::from(cow.logical_block_size()) / SECTOR_SIZE,
         waiting: dealt,
         is_valid,
         invalid_header,

@@ -83,6 +83,15 @@ impl Sectors {
             end: self.end.max(other.end),
         }
     }
+
+    /// The same with its start at a block of so many sectors.
+    pub(crate) fn begun_at_block(self, block: u64) -> Sectors {
+        let over = self.start.checked_rem(block).unwrap_or(0);
+        Sectors {
+            start: self.start.saturating_sub(over),
+            end: self.end,
+        }
+    }
 }
 
 /// A half-open range of chunks: `start` belongs to it, `end` does not.

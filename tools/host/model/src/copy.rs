@@ -45,7 +45,7 @@ impl Prepared {
         need.runs < self.room && self.range.contains(&need.range)
     }
 
-    pub(crate) fn has_room_for(&self, sectors: &Sectors) -> bool {
+    pub(crate) fn has_room_for(&self, sectors: &Sectors, _block: u64) -> bool {
         self.destinations.len() < self.room && self.range.contains(sectors)
     }
 

@@ -235,6 +235,36 @@ test_eight_snapshots_and_a_fast_writer() {
 	done
 }
 
+# write_part SECTOR BYTES - writes to ORIGIN.
+write_part() {
+	dd if=/dev/urandom of="$(path origin)" bs="$2" count=1 oflag=direct,seek_bytes \
+		seek=$(($1 * 512)) iflag=fullblock conv=notrunc status=none
+}
+
+test_blocks_of_cow_that_are_larger_than_chunks_of_another() {
+	# zram writes whole pages, whatever part of one it is given. So where one copy is for
+	# both, its data must lie in pages as it does in blocks of COW.
+	local number zram sum sum2
+	modprobe zram 2>/dev/null || skip "no zram here"
+	number=$(cat /sys/class/zram-control/hot_add)
+	zram=/dev/zram$number
+	echo 16M >"/sys/block/zram$number/disksize"
+	dev=$(blk_create 8) cow=$(blk_create 8)
+	pattern "$dev" 1
+	origin_create origin "$dev"
+	snap_add origin snap "$dev" "$zram" P 8
+	sum=$(digest "$(path snap)")
+	write_part 0 4096
+	snap_add origin snap2 "$dev" "$cow" P 4
+	sum2=$(digest "$(path snap2)")
+	write_part 0 2048
+	write_part 4 6144
+	equal "$(digest "$(path snap)")" "$sum" "SNAP, with blocks of 4096 bytes"
+	equal "$(digest "$(path snap2)")" "$sum2" "SNAP2, with chunks of 2048 bytes"
+	dm_remove snap2 snap origin
+	echo "$number" >/sys/class/zram-control/hot_remove
+}
+
 test_a_snapshot_joins_while_another_leaves() {
 	local i
 	# Large enough for all of the module's slots; which the one that joins must know.
