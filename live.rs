@@ -444,17 +444,14 @@ impl Live {
         self.chunk_size.chunks_of(range)
     }
 
-    /// Where the origin ends, in sectors, as far as the snapshot knows: the end of its table line,
-    /// or that of the device when the snapshot was activated. Unlike the size of the device, it
-    /// does not become 0 when that one is gone.
-    pub(crate) fn origin_end(&self) -> u64 {
-        let activated = self.persistent().map_or(0, |store| store.origin_sectors());
-        self.sectors.load(Acquire).max(activated)
+    /// Where its table line ends on the origin, in sectors.
+    pub(crate) fn end(&self) -> u64 {
+        self.sectors.load(Acquire)
     }
 
     /// The chunks of a range of the origin that belong to the snapshot: an origin may be longer.
     pub(crate) fn own_chunks_of(&self, mut range: Sectors) -> Chunks {
-        range.end = range.end.min(self.sectors.load(Acquire));
+        range.end = range.end.min(self.end());
         self.chunks_of(range)
     }
 

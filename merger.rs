@@ -237,8 +237,8 @@ impl Live {
         let records = store
             .decode(&piece, &blocks)
             .map_err(|e| io_failed(e, Cause::Inconsistent))?;
-        let mut claim = Claim::new(self, self.runs_of(records)?)?;
-        claim.wait_until_free(&devices)?;
+        let mut claim = Claim::new(self, self.runs_of(records)?, &devices)?;
+        claim.wait_until_free()?;
         claim.copy(&devices)?;
         self.client
             .flush(&devices.origin)
@@ -304,7 +304,7 @@ impl Live {
 /// A run that is being merged.
 struct Claimed {
     run: Run,
-    /// The sectors of the origin.
+    /// The sectors of the origin that are written.
     range: Sectors,
     slot: u32,
     item: ItemId,
@@ -319,22 +319,23 @@ struct Claim<'a> {
 
 impl<'a> Claim<'a> {
     /// From now on, writes to these runs wait.
-    fn new(live: &'a Arc<Live>, runs: KVec<Run>) -> Result<Self, Halt> {
+    fn new(live: &'a Arc<Live>, runs: KVec<Run>, devices: &Devices) -> Result<Self, Halt> {
         let mut claim = Self {
             live,
             claimed: KVec::with_capacity(runs.len(), GFP_KERNEL)?,
         };
         for run in runs {
-            let claimed = claim.claim(run)?;
+            let claimed = claim.claim(run, devices)?;
             // There is room for all.
             let _ = claim.claimed.push_within_capacity(claimed);
         }
         Ok(claim)
     }
 
-    fn claim(&self, run: Run) -> Result<Claimed, Halt> {
+    fn claim(&self, run: Run, devices: &Devices) -> Result<Claimed, Halt> {
         let live = self.live;
         let range = live.chunk_size.sectors_of(Chunks::new(run.old, run.len));
+        let to_write = range_on_origin(live, devices, range)?;
         let locked = live.origin.lock_slot(Sector(range.start));
         let (index, mut slot) = locked.ok_or(Halt::Failed(Cause::Inconsistent))?;
         let shard = slot.shard(live.id);
@@ -353,7 +354,7 @@ impl<'a> Claim<'a> {
         let item = slot.flight.start_merge(live.id, range);
         Ok(Claimed {
             run,
-            range,
+            range: to_write,
             slot: index,
             item: item.map_err(|_| Halt::Memory)?,
             is_free: false,
@@ -361,14 +362,13 @@ impl<'a> Claim<'a> {
     }
 
     /// Sleeps until the origin can be written to, for all runs.
-    fn wait_until_free(&mut self, devices: &Devices) -> Result<(), Halt> {
+    fn wait_until_free(&mut self) -> Result<(), Halt> {
         let live = self.live;
         loop {
             let seen = live.merge.lock().events;
             let mut is_free = true;
             for claimed in self.claimed.iter_mut().filter(|c| !c.is_free) {
-                let range = range_on_origin(live, devices, claimed)?;
-                claimed.is_free = is_range_free(live, range)?;
+                claimed.is_free = is_range_free(live, claimed.range)?;
                 is_free &= claimed.is_free;
             }
             if is_free {
@@ -384,7 +384,7 @@ impl<'a> Claim<'a> {
         for claimed in &self.claimed {
             let size = self.live.chunk_size;
             let from = size.first_sector(claimed.run.new).0;
-            let range = range_on_origin(self.live, devices, claimed)?;
+            let range = claimed.range;
             let mut at = range.start;
             while at < range.end {
                 let sectors = range
@@ -455,10 +455,11 @@ impl Drop for Claim<'_> {
 ///
 /// The origin has become so small that there is no room for it, or is not there at all. The
 /// record must stay then.
-fn range_on_origin(live: &Live, devices: &Devices, claimed: &Claimed) -> Result<Sectors, Halt> {
-    let mut range = claimed.range;
-    range.end = range.end.min(live.origin_end());
-    if range.end > devices.origin.sectors() || range.is_empty() {
+fn range_on_origin(live: &Live, devices: &Devices, chunks: Sectors) -> Result<Sectors, Halt> {
+    let size = devices.origin.sectors();
+    let mut range = chunks;
+    range.end = range.end.min(size.max(live.end()));
+    if range.end > size || range.is_empty() {
         return Err(Halt::Failed(Cause::WriteOrigin));
     }
     Ok(range)

@@ -237,11 +237,6 @@ impl Persistent {
         state.outstanding = state.outstanding.saturating_sub(1);
     }
 
-    /// The size of the origin when the snapshot was activated, in sectors.
-    pub(crate) fn origin_sectors(&self) -> u64 {
-        self.origin_sectors
-    }
-
     /// Whether there are records that are not on stable media.
     pub(crate) fn has_volatile(&self) -> bool {
         !self.state.lock().ready.is_empty()

@@ -705,6 +705,29 @@ test_a_failed_merge_can_be_removed_at_once() {
 	equal "$(cow_py digest "$cow" "$dev")" "$SUM" "SNAP by the format"
 }
 
+test_a_device_that_was_reduced() {
+	# DEV, ORIGIN and SNAP have become smaller, to an end within a chunk.
+	disk=$(blk_create 8) cow=$(blk_create 16)
+	linear_create dev "$disk"
+	dev=$(path dev)
+	pattern "$dev" 1
+	origin_create origin "$dev"
+	snap_add origin snap "$dev" "$cow" P 16
+	dm_load dev "$(linear_table "$disk" 2056)"
+	dm_resume dev
+	dm_load origin "$(origin_table "$dev")"
+	dm_resume origin
+	dm_load snap "$(snap_table "$dev" "$cow" P 16)"
+	dm_resume snap
+	SUM=$(digest "$(path snap)")
+	pattern "$(path origin)" 2
+	dm_suspend snap
+	merge_reload origin "$dev" "$cow" P 16
+	dm_remove snap
+	wait_merged origin 60
+	equal "$(digest "$(path origin)")" "$SUM" "ORIGIN"
+}
+
 test_a_device_that_is_not_there_yet() {
 	# DEV has no size before it has been resumed: nothing can be written to it, and the
 	# records must stay.
