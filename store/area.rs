@@ -741,20 +741,20 @@ impl Scan {
         Ok(())
     }
 
+    /// Whether the end of the records has been found. If it has not when no area is wanted any
+    /// more, the last area is full: all programs leave room for an end, so there has been another
+    /// one, on a device that was larger.
+    pub(crate) fn has_end(&self) -> bool {
+        self.end.is_some()
+    }
+
     /// How things go on: which chunks are free, and where the next record goes.
     ///
     /// # Errors
     ///
-    /// `EINVAL` if not all areas have been read, `ENOMEM`.
+    /// `EINVAL` if the end of the records has not been found, `ENOMEM`.
     pub(crate) fn finish(self) -> Result<(Allocator, Cursor)> {
-        if self.wants().is_some() {
-            return Err(EINVAL);
-        }
-        let cursor = match self.end {
-            Some(cursor) => cursor,
-            // The last area is full, and the device has no other.
-            None => Cursor::resume(&self.layout, self.area, 0, true),
-        };
+        let cursor = self.end.ok_or(EINVAL)?;
         Ok((self.usage.into_allocator(&self.layout)?, cursor))
     }
 }

@@ -243,6 +243,12 @@ fn scan(
             .min(READ_AHEAD_BYTES / area_bytes.max(1))
             .clamp(1, READ_AHEAD_AREAS);
     }
+    if !scan.has_end() {
+        dm_err!(
+            "the records go on beyond the end of COW device {}: has it become smaller?",
+            cow
+        );
+    }
     let (allocator, cursor) = scan.finish()?;
     for table in tables {
         // Where there is no memory to pack it, it stays as it is.

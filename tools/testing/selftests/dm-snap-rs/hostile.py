@@ -116,7 +116,8 @@ def records(image, chunk, total):
             news.add(new)
             found.append((old, new))
         area += 1
-    return chunk, found
+    # There has been another area, on a larger device.
+    return "refused"
 
 
 def has_leftovers(image, chunk, count):
@@ -378,9 +379,8 @@ def flipped_anywhere(image):
 
 
 def used_to_the_end(image):
-    """The device ends where an area would begin, and its last chunk is in use: not by the module,
-    which leaves that one, but by the kernel's target. Often there is no hole, so that no empty record
-    ends the list."""
+    """The device ends where an area would begin, and its last chunk is in use, as if it had been
+    larger. Often there is no hole, so that no empty record ends the list."""
     stride = per_area(image.chunk) + 1
     areas = min((len(image.bytes) // image.size - 1) // stride,
                 origin_chunks(image.chunk) // per_area(image.chunk))
@@ -507,7 +507,7 @@ def host(args):
 
 # What snaprs may find on a device that the module shows: what it shows is less than there
 # is, or the device was not written by anybody that goes by the format.
-SHOWN_PROBLEMS = {"header-lost", "header-odd", "new-is-header", "records-lost", "no-end"}
+SHOWN_PROBLEMS = {"header-lost", "header-odd", "new-is-header", "records-lost"}
 
 
 def snaprs(args):
