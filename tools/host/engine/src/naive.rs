@@ -114,5 +114,6 @@ pub fn read(image: &[u8], setup: &Setup) -> View {
             records.push((old, new));
         }
     }
-    View::Records { chunk, records }
+    // The device was larger, with another area.
+    View::Refused
 }
