@@ -261,7 +261,7 @@ slabs() {
 
 # grown_little - puts into GROWN by how much each slab cache has grown since
 # $TMP/slabs, largest first; true when none has by as much as the writes of a round to
-# one snapshot, and the memory that is free is not less by more than 16 MiB.
+# one snapshot, and the memory that is free is not less by more than 32 MiB.
 grown_little() {
 	local most
 	GROWN=$(slabs | awk '
@@ -269,7 +269,7 @@ grown_little() {
 		{ print $2 - was[$1], $1 }' "$TMP/slabs" - | sort -rn | head -n 5)
 	read -r most _ <<<"$GROWN"
 	LOST=$(((AVAILABLE - $(available)) / 1024))
-	((most < WRITES && LOST <= 16))
+	((most < WRITES && LOST <= 32))
 }
 
 test_whole_chunk_writes_lose_no_memory() {
