@@ -9,7 +9,7 @@
 #![deny(unsafe_code)]
 
 use crate::{
-    dm::{Bio, BioList, Client, Device, Handle, NoIo, Queued, WorkQueue},
+    dm::{Bio, BioList, Client, Device, Handle, Queued, WorkQueue},
     exception::Table,
     live::Live,
     origin,
@@ -37,7 +37,7 @@ pub(crate) struct Registry {
     #[pin]
     origins: Mutex<KVec<Entry>>,
     #[pin]
-    cows: Mutex<KVec<CowEntry>>,
+    cows: Mutex<KVec<CowUse>>,
     pub(crate) wq: Arc<WorkQueue>,
     /// For merges, which sleep until what runs on the other has ended.
     pub(crate) merge_wq: Arc<WorkQueue>,
@@ -51,11 +51,10 @@ struct Entry {
     origin: Arc<Origin>,
 }
 
-/// A COW device in use.
-struct CowEntry {
-    number: u32,
-    users: usize,
-    /// The number of the origin that it is for.
+/// A table's COW device and origin, by their numbers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct CowUse {
+    cow: u32,
     origin: u32,
 }
 
@@ -94,25 +93,21 @@ impl Registry {
     ///
     /// `EBUSY` if it is used for another origin; `ENOMEM`.
     pub(crate) fn cow(self: &Arc<Self>, device: &Device, origin: &OriginRef) -> Result<CowRef> {
-        let number = device.number();
-        // Who resumes a device may wait for this lock, while an origin is suspended.
-        let _no_io = NoIo::enter();
+        let own = CowUse {
+            cow: device.number(),
+            origin: origin.number,
+        };
         let mut cows = self.cows.lock();
-        match cows.iter_mut().find(|entry| entry.number == number) {
-            Some(entry) if entry.origin != origin.number => return Err(EBUSY),
-            Some(entry) => entry.users = entry.users.saturating_add(1),
-            None => {
-                let entry = CowEntry {
-                    number,
-                    users: 1,
-                    origin: origin.number,
-                };
-                cows.push(entry, GFP_KERNEL)?;
-            }
+        if cows
+            .iter()
+            .any(|other| other.cow == own.cow && *other != own)
+        {
+            return Err(EBUSY);
         }
+        cows.push(own, GFP_KERNEL)?;
         drop(cows);
         Ok(CowRef {
-            number,
+            own,
             registry: self.clone(),
         })
     }
@@ -124,8 +119,6 @@ impl Registry {
     /// `ENOMEM`.
     pub(crate) fn origin(self: &Arc<Self>, device: &Device) -> Result<OriginRef> {
         let number = device.number();
-        // Who resumes a device may wait for this lock, while an origin is suspended.
-        let _no_io = NoIo::enter();
         let mut origins = self.origins.lock();
         let known = origins.iter_mut().find(|entry| entry.number == number);
         let origin = match known {
@@ -187,17 +180,17 @@ impl Drop for OriginRef {
 
 /// A table's hold on a COW device.
 pub(crate) struct CowRef {
-    number: u32,
+    own: CowUse,
     registry: Arc<Registry>,
 }
 
 impl Drop for CowRef {
     fn drop(&mut self) {
         let mut cows = self.registry.cows.lock();
-        if let Some(entry) = cows.iter_mut().find(|entry| entry.number == self.number) {
-            entry.users = entry.users.saturating_sub(1);
+        let found = cows.iter().position(|other| *other == self.own);
+        if let Some(index) = found {
+            let _ = cows.remove(index);
         }
-        cows.retain(|entry| entry.users != 0);
     }
 }
 
@@ -479,8 +472,6 @@ impl Origin {
             handle,
             state: MemberState::Suspended,
         };
-        // A snapshot that joins, while the origin is suspended, may wait for this lock.
-        let _no_io = NoIo::enter();
         Ok(self.members.lock().push(member, GFP_KERNEL)?)
     }
 

@@ -11,7 +11,7 @@
 #![deny(unsafe_code)]
 
 use crate::{
-    dm::{Args, Device, Handle, NoIo, Setup, StatusKind},
+    dm::{Args, Device, Handle, Setup, StatusKind},
     dm_err,
     exception::{Spare, Table},
     live::{Dealt, Devices, Health, Live, NewLive, Owner, Tenure},
@@ -88,8 +88,6 @@ impl Tenant {
 
         let handle = setup.handle();
         let shared = Arc::clone(&origin);
-        // A table that joins, while the origin is suspended, may wait for this lock.
-        let _no_io = NoIo::enter();
         let mut snapshots = shared.snapshots.lock();
         let known = snapshots.iter().find(|s| s.cow_number == cow_number);
         if role == Role::Merge && Origin::is_merging_other(&snapshots, known.map(|live| live.id)) {
@@ -309,8 +307,6 @@ impl Tenant {
         if self.live.tenure.lock().waiting.is_none() {
             return Ok(());
         }
-        // The origin may be suspended: memory must not have to come from what is written there.
-        let _no_io = NoIo::enter();
         // What a merge writes is part of the image, or comes after it has been frozen.
         let gate = self.origin.merge_gate.lock();
         let snapshots = self.origin.snapshots.lock();

@@ -9,6 +9,7 @@ use super::{
     device::{Device, OpenDevice},
     handle::Handle,
     setup::{Args, Setup},
+    work::NoIo,
 };
 use crate::sys;
 use core::{marker::PhantomPinned, ptr::NonNull};
@@ -312,7 +313,10 @@ impl<T: Target> Adapter<T> {
             Ok(setup) => setup,
             Err(e) => return e.to_errno(),
         };
+        // Who resumes a device, while others are suspended, may wait for a lock that is held here.
+        let no_io = NoIo::enter();
         let made = T::new(context, &mut setup, &args);
+        drop(no_io);
         let (devices, handle) = setup.into_parts();
         let inner = match made {
             Ok(inner) => inner,
@@ -456,6 +460,9 @@ impl<T: Target> Adapter<T> {
     unsafe extern "C" fn preresume(ti: *mut sys::dm_target) -> c_int {
         // SAFETY: device-mapper gives a constructed target.
         let instance = unsafe { Self::instance(ti) };
+        // Other devices may be suspended, among them the origin: memory must not have to come from
+        // what is written there.
+        let _no_io = NoIo::enter();
         match instance.inner.preresume() {
             Ok(()) => 0,
             Err(e) => e.to_errno(),
