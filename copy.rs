@@ -147,17 +147,19 @@ impl Prepared {
     /// Whether this is memory enough for `need`.
     pub(crate) fn is_enough(&self, need: &Need) -> bool {
         need.runs.min(MAX_RUNS) < self.destinations.capacity()
-            && self.range.contains(&need.range)
-            && self.block >= need.block
+            && self.covers(&need.range, need.block)
     }
 
     /// Whether there is room for one more destination, on a device with logical blocks of so many
     /// sectors, and for the data of these sectors. There may be none for what nobody needed a
     /// moment ago: a snapshot becomes active at any time.
     pub(crate) fn has_room_for(&self, sectors: &Sectors, block: u64) -> bool {
-        self.destinations.len() < self.destinations.capacity()
-            && self.range.contains(sectors)
-            && self.block >= block
+        self.destinations.len() < self.destinations.capacity() && self.covers(sectors, block)
+    }
+
+    /// Whether the buffer is for these sectors, and for devices with such blocks.
+    fn covers(&self, sectors: &Sectors, block: u64) -> bool {
+        self.range.contains(sectors) && self.block >= block
     }
 
     /// Whether nothing is to be copied.

@@ -13,7 +13,7 @@ use crate::{
     dm_err,
     registry::{MemberState, Origin, OriginRef, Registry},
     saving::{self, Outcome, Writer},
-    slot::Io,
+    slot::{Io, Slot},
     table::{self, Message, OriginArgs, ORIGIN_MESSAGES},
     units::Sector,
 };
@@ -141,26 +141,17 @@ pub(crate) fn retry(origin: &Arc<Origin>, bio: Bio<Io>) {
 /// A write to the origin that has been sent to the real one. Process context.
 pub(crate) fn write(origin: &Arc<Origin>, bio: Bio<Io>) -> Mapped<Io> {
     let range = bio.sectors();
-    let save = |bio| {
-        saving::save(
-            origin,
-            range,
-            Writer::Bio,
-            bio,
-            |slot, mut bio: Bio<Io>, is_conflict| {
-                if is_conflict && bio.data_mut().wait() {
-                    origin.stats.conflicts.add(1);
-                }
-                slot.wait_origin(bio)
-            },
-        )
+    let wait = |slot: &mut Slot, mut bio: Bio<Io>, is_conflict| {
+        if is_conflict && bio.data_mut().wait() {
+            origin.stats.conflicts.add(1);
+        }
+        slot.wait_origin(bio)
     };
-    // What reaches beyond the end, nobody has a snapshot of; the device refuses it.
-    let is_beyond = range.end > bio.device_sectors();
-    let outcome = if is_beyond {
+    let outcome = if range.end > bio.device_sectors() {
+        // What reaches beyond the end, nobody has a snapshot of; the device refuses it.
         Outcome::Go(bio)
     } else {
-        save(bio)
+        saving::save(origin, range, Writer::Bio, bio, wait)
     };
     match outcome {
         Outcome::Go(mut bio) => {

@@ -89,8 +89,8 @@ impl Room {
         self.low_water_mark.store(low_water_mark, Release);
     }
 
-    /// With this size of the COW device, in sectors, no chunk is free. Context: any.
-    pub(crate) fn is_full_with(&self, sectors: u64) {
+    /// Notes that with this size of the COW device, in sectors, no chunk is free. Context: any.
+    pub(crate) fn note_full(&self, sectors: u64) {
         self.full_sectors.store(sectors, Release);
     }
 

@@ -277,7 +277,7 @@ impl Slot {
         let run = match live.store.alloc(hole.len(), cow_sectors) {
             Ok(run) => run,
             Err(NoChunk::Full) => {
-                live.room.is_full_with(cow_sectors);
+                live.room.note_full(cow_sectors);
                 return Err(Stop::Snapshot(Failure::CowFull));
             }
             Err(NoChunk::NoMemory) => return Err(Stop::Store),

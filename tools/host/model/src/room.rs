@@ -14,5 +14,5 @@ pub(crate) enum NoRoom {
 pub(crate) struct Room;
 
 impl Room {
-    pub(crate) fn is_full_with(&self, _sectors: u64) {}
+    pub(crate) fn note_full(&self, _sectors: u64) {}
 }
