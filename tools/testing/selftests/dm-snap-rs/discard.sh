@@ -26,12 +26,6 @@ discard() {
 	blkdiscard -o $(($2 * 512)) -l $(($3 * 512)) "${@:4}" "$(path "$1")"
 }
 
-# put NAME OFFSET COUNT - writes sectors of a device.
-put() {
-	dd if=/dev/urandom of="$(path "$1")" bs="$3"b count=1 seek=$(($2 * 512)) \
-		oflag=direct,seek_bytes iflag=fullblock status=none
-}
-
 # remember - what DEV shows now, is what shows compares with.
 remember() {
 	dd if="$dev" of="$TMP/old" bs=1M iflag=direct status=none
@@ -64,14 +58,14 @@ whole_chunks() {
 	devices
 	remember
 	add snap "$1" "$c" "$ZEROES"
-	put origin 0 $((2 * c))
-	put snap $((4 * c)) $((2 * c))
+	write_sectors origin 0 $((2 * c))
+	write_sectors snap $((4 * c)) $((2 * c))
 	before=$(status snap)
 	discard snap 0 $((8 * c))
 	shows snap -$((2 * c)) +$((2 * c)) -$((2 * c)) +
 	equal "$(status snap)" "$before" "the status: no chunk more, and none less"
 	# A chunk keeps its place: what is written next needs no other.
-	put snap $((4 * c)) "$c"
+	write_sectors snap $((4 * c)) "$c"
 	equal "$(status snap)" "$before" "the status after another write"
 	shows snap -$((2 * c)) +$((2 * c)) ="$c" -"$c" +
 	shows origin =$((2 * c)) +
@@ -98,7 +92,7 @@ test_parts_of_chunks() {
 		devices
 		remember
 		add snap "$store" 128 "$ZEROES"
-		put origin 128 128
+		write_sectors origin 128 128
 		discard snap 130 3
 		shows snap +130 -3 +
 		# From the middle of an unchanged chunk over a saved one into the next.
@@ -116,8 +110,8 @@ test_all_of_a_device_at_once() {
 	remember
 	add snap P 8 "$ZEROES"
 	for ((i = 0; i < 32; i += 3)); do
-		put origin $((i * 1024)) 64
-		put snap $((i * 1024 + 512)) 8
+		write_sectors origin $((i * 1024)) 64
+		write_sectors snap $((i * 1024 + 512)) 8
 	done
 	io_mark "$dev"
 	discard snap 0 32768
@@ -148,7 +142,7 @@ test_refused_without_the_feature() {
 	devices
 	sum=$(digest "$dev")
 	add snap P 8
-	put origin 0 64
+	write_sectors origin 0 64
 	refused discard snap 0 64
 	equal "$(digest "$(path snap)")" "$sum" "SNAP"
 }
@@ -161,7 +155,7 @@ test_snap_on_devices_that_take_none() {
 	remember
 	origin_create origin "$dev"
 	add snap P 8 "${BOTH[@]}"
-	put origin 0 64
+	write_sectors origin 0 64
 	discard snap 0 128
 	shows snap -64 +
 	shows origin =64 +
@@ -173,8 +167,8 @@ passed_down() {
 	devices
 	remember
 	add snap "$1" "$c" "${BOTH[@]}"
-	put origin 0 $((2 * c))
-	put snap $((2 * c)) $((2 * c))
+	write_sectors origin 0 $((2 * c))
+	write_sectors snap $((2 * c)) $((2 * c))
 	io_mark "$dev"
 	discard snap 0 $((6 * c))
 	equal "$(io_since "$dev" discard_sectors)" $((6 * c)) "the discarded sectors of DEV"
@@ -189,7 +183,7 @@ test_not_passed_down_without_the_feature() {
 	devices
 	remember
 	add snap P 8 "$ZEROES"
-	put snap 0 64
+	write_sectors snap 0 64
 	io_mark "$dev"
 	discard snap 0 128
 	equal "$(io_since "$dev" discards)" 0 "the discards of DEV"
@@ -201,7 +195,7 @@ test_an_invalid_snapshot_takes_none() {
 	dm_remove cow
 	linear_create cow "$space" 512
 	add snap P 8 "$ZEROES"
-	put origin 0 2048
+	write_sectors origin 0 2048
 	equal "$(status snap)" Invalid "the status"
 	refused discard snap 0 64
 }
@@ -220,7 +214,7 @@ in_flight() {
 	remember
 	add snap "$1" 8 "$ZEROES"
 	dm_suspend cow
-	put "$2" 0 "$3" &
+	write_sectors "$2" 0 "$3" &
 	writer=$!
 	still_runs "$writer" "the write"
 	discard snap 0 "$3" &

@@ -54,11 +54,6 @@ no_handover_on_c() {
 	fi
 }
 
-# part DEVICE OFFSET - prints a checksum of 1 MiB from this MiB on.
-part() {
-	dd if="$1" bs=1M count=1 skip="$2" iflag=direct status=none | cksum
-}
-
 # ---------------------------------------------------------------------------
 # On one device
 

@@ -550,6 +550,11 @@ digest() {
 	model_py digest "$@"
 }
 
+# part DEVICE OFFSET - prints a checksum of 1 MiB from this MiB on.
+part() {
+	dd if="$1" bs=1M count=1 skip="$2" iflag=direct status=none | cksum
+}
+
 # sequential read|write DEVICE MIB [OFFSET] - direct I/O of 1 MiB, one after the
 # other, from memory in one piece, so that nothing but the device cuts it up.
 # OFFSET is in sectors.
@@ -600,6 +605,12 @@ dm_remove() {
 	for n in "$@"; do
 		dmsetup remove "$PREFIX$n"
 	done
+}
+
+# write_sectors NAME OFFSET COUNT - writes sectors of a device.
+write_sectors() {
+	dd if=/dev/urandom of="$(path "$1")" bs="$3"b count=1 seek=$(($2 * 512)) \
+		oflag=direct,seek_bytes iflag=fullblock status=none
 }
 
 # dm_exists NAME

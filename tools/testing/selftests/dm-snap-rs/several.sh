@@ -235,12 +235,6 @@ test_eight_snapshots_and_a_fast_writer() {
 	done
 }
 
-# write_part SECTOR BYTES - writes to ORIGIN.
-write_part() {
-	dd if=/dev/urandom of="$(path origin)" bs="$2" count=1 oflag=direct,seek_bytes \
-		seek=$(($1 * 512)) iflag=fullblock conv=notrunc status=none
-}
-
 test_blocks_of_cow_that_are_larger_than_chunks_of_another() {
 	# zram writes whole pages, whatever part of one it is given. So where one copy is for
 	# both, its data must lie in pages as it does in blocks of COW.
@@ -254,11 +248,11 @@ test_blocks_of_cow_that_are_larger_than_chunks_of_another() {
 	origin_create origin "$dev"
 	snap_add origin snap "$dev" "$zram" P 8
 	sum=$(digest "$(path snap)")
-	write_part 0 4096
+	write_sectors origin 0 8
 	snap_add origin snap2 "$dev" "$cow" P 4
 	sum2=$(digest "$(path snap2)")
-	write_part 0 2048
-	write_part 4 6144
+	write_sectors origin 0 4
+	write_sectors origin 4 12
 	equal "$(digest "$(path snap)")" "$sum" "SNAP, with blocks of 4096 bytes"
 	equal "$(digest "$(path snap2)")" "$sum2" "SNAP2, with chunks of 2048 bytes"
 	dm_remove snap2 snap origin
