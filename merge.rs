@@ -18,6 +18,7 @@ use crate::{
     registry::{MemberState, Origin, Registry, SlotGuard},
     route,
     slot::{Io, Slot},
+    table::Message,
     tenant::{Role, Tenant},
     units::{Sector, Sectors},
 };
@@ -33,6 +34,7 @@ impl Target for MergeTarget {
 
     type Context = Arc<Registry>;
     type PerBio = Io;
+    type Message = Message;
 
     fn new(registry: &Arc<Registry>, setup: &mut Setup<'_>, args: &Args<'_>) -> Result<Self> {
         let tenant = Tenant::new(registry, setup, args, Role::Merge)?;
@@ -99,8 +101,12 @@ impl Target for MergeTarget {
         self.0.status(kind, Self::NAME, Self::VERSION, out)
     }
 
-    fn message(&self, args: &Args<'_>, out: &mut dyn fmt::Write) -> Result<bool> {
-        self.0.message(args, out)
+    fn read_message(args: &Args<'_>) -> Result<Message> {
+        Tenant::read_message(args)
+    }
+
+    fn message(&self, message: Message, out: &mut dyn fmt::Write) -> Result<bool> {
+        self.0.message(message, out)
     }
 
     fn iterate_devices(&self, len: u64, f: &mut dyn FnMut(&Device, u64, u64) -> i32) -> i32 {

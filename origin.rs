@@ -33,6 +33,7 @@ impl Target for OriginTarget {
 
     type Context = Arc<Registry>;
     type PerBio = Io;
+    type Message = Message;
 
     fn new(registry: &Arc<Registry>, setup: &mut Setup<'_>, args: &Args<'_>) -> Result<Self> {
         let args = OriginArgs::parse(args.iter()).map_err(|e| {
@@ -96,11 +97,14 @@ impl Target for OriginTarget {
         let _ = self.origin.set_member(self.id, MemberState::Suspended);
     }
 
-    fn message(&self, args: &Args<'_>, out: &mut dyn fmt::Write) -> Result<bool> {
-        let message = Message::parse(args.iter(), ORIGIN_MESSAGES).map_err(|e| {
+    fn read_message(args: &Args<'_>) -> Result<Message> {
+        Message::parse(args.iter(), ORIGIN_MESSAGES).map_err(|e| {
             dm_err!("snap-origin-rs: {}", e);
             EINVAL
-        })?;
+        })
+    }
+
+    fn message(&self, message: Message, out: &mut dyn fmt::Write) -> Result<bool> {
         match message {
             Message::Stats => {
                 let _ = self.origin.stats.write(out);

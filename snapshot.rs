@@ -11,6 +11,7 @@ use crate::{
     registry::Registry,
     route,
     slot::Io,
+    table::Message,
     tenant::{Role, Tenant},
     units::SpanSize,
 };
@@ -26,6 +27,7 @@ impl Target for SnapshotTarget {
 
     type Context = Arc<Registry>;
     type PerBio = Io;
+    type Message = Message;
 
     fn new(registry: &Arc<Registry>, setup: &mut Setup<'_>, args: &Args<'_>) -> Result<Self> {
         let tenant = Tenant::new(registry, setup, args, Role::Snapshot)?;
@@ -69,8 +71,12 @@ impl Target for SnapshotTarget {
         self.0.status(kind, Self::NAME, Self::VERSION, out)
     }
 
-    fn message(&self, args: &Args<'_>, out: &mut dyn fmt::Write) -> Result<bool> {
-        self.0.message(args, out)
+    fn read_message(args: &Args<'_>) -> Result<Message> {
+        Tenant::read_message(args)
+    }
+
+    fn message(&self, message: Message, out: &mut dyn fmt::Write) -> Result<bool> {
+        self.0.message(message, out)
     }
 
     fn io_hints(&self, hints: &mut Hints<'_>) {

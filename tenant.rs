@@ -187,17 +187,25 @@ impl Tenant {
         }
     }
 
+    /// Reads a message.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if it is not known; this has been logged.
+    pub(crate) fn read_message(args: &Args<'_>) -> Result<Message> {
+        Message::parse(args.iter(), table::SNAPSHOT_MESSAGES).map_err(|e| {
+            dm_err!("{}", e);
+            EINVAL
+        })
+    }
+
     /// Answers a message. May sleep.
     ///
     /// # Errors
     ///
-    /// `EINVAL` if the message is not known, `EIO` if it can't be done; the reason has been
+    /// `EINVAL` if the store has no records, `EIO` if it can't be done; the reason has been
     /// logged.
-    pub(crate) fn message(&self, args: &Args<'_>, out: &mut dyn fmt::Write) -> Result<bool> {
-        let message = Message::parse(args.iter(), table::SNAPSHOT_MESSAGES).map_err(|e| {
-            dm_err!("{}", e);
-            EINVAL
-        })?;
+    pub(crate) fn message(&self, message: Message, out: &mut dyn fmt::Write) -> Result<bool> {
         match message {
             Message::Stats => {
                 let _ = self.live.stats.write(out);

@@ -101,6 +101,8 @@ pub(crate) trait Target: Sized + Send + Sync + 'static {
     type Context: Send + Sync + 'static;
     /// What is kept with each bio.
     type PerBio: PerBio;
+    /// A message, when it has been read.
+    type Message: 'static;
 
     /// Makes an instance from a table line. May sleep.
     ///
@@ -145,16 +147,20 @@ pub(crate) trait Target: Sized + Send + Sync + 'static {
     /// The device has been suspended: all bios have ended. May sleep.
     fn postsuspend(&self) {}
 
-    /// A message has come (`dmsetup message`). Answers whether there is a text in `out`, which
-    /// does not matter if it fails. May sleep.
+    /// Reads the words of a message (`dmsetup message`).
+    ///
+    /// # Errors
+    ///
+    /// It is not known; this has been logged.
+    fn read_message(args: &Args<'_>) -> Result<Self::Message>;
+
+    /// A message has come. Answers whether there is a text in `out`, which does not matter if it
+    /// fails. May sleep.
     ///
     /// # Errors
     ///
     /// The message was refused; the reason has been logged.
-    fn message(&self, args: &Args<'_>, out: &mut dyn fmt::Write) -> Result<bool> {
-        let _ = (args, out);
-        Err(EINVAL)
-    }
+    fn message(&self, message: Self::Message, out: &mut dyn fmt::Write) -> Result<bool>;
 
     /// Writes a status text. May sleep.
     ///
@@ -231,7 +237,7 @@ impl<T: Target> Registration<T> {
                     } else {
                         None
                     },
-                    message: if T::HAS_MESSAGE { Some(Adapter::<T>::message) } else { None },
+                    message: Some(Adapter::<T>::message),
                     postsuspend: if T::HAS_POSTSUSPEND {
                         Some(Adapter::<T>::postsuspend)
                     } else {
@@ -516,10 +522,15 @@ impl<T: Target> Adapter<T> {
     ) -> c_int {
         // SAFETY: device-mapper gives a constructed target.
         let instance = unsafe { Self::instance(ti) };
-        // SAFETY: device-mapper gives valid arguments, which live as long as the call.
+        // SAFETY: device-mapper gives valid arguments, which stay until the answer is written.
         let args = unsafe { Args::new(argc, argv) };
+        let message = match T::read_message(&args) {
+            Ok(message) => message,
+            Err(e) => return e.to_errno(),
+        };
         let mut answer = Ok(false);
-        let write = |out: &mut dyn fmt::Write| answer = instance.inner.message(&args, out);
+        let write = |out: &mut dyn fmt::Write| answer = instance.inner.message(message, out);
+        // The answer takes the place of the words, which nobody reads any more.
         // SAFETY: device-mapper's buffer is valid for writes of `maxlen` bytes.
         unsafe { with_text(result, maxlen, write) };
         match answer {
