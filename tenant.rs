@@ -373,7 +373,6 @@ fn open_devices(setup: &mut Setup<'_>, args: &SnapshotArgs<'_>, role: Role) -> R
         EACCES | EROFS | EPERM => ArgError::ReadOnly(device, name),
         e => cannot_open(device, name, e),
     };
-    // The COW device comes first, since it is opened for more; see `Setup`.
     let cow = setup
         .open_writable(args.cow)
         .map_err(|e| refuse(setup, cannot_write(Cow, args.cow, e)))?;

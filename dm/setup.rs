@@ -84,13 +84,16 @@ impl<'a> Setup<'a> {
         self.open_mode(path, mode)
     }
 
-    /// Opens a device for reading only, whatever the table says.
+    /// Opens a device to be read, whatever the table says. It is opened for writing too where
+    /// that is possible: another line of the table may do so later, and device-mapper would then
+    /// open it anew and free what the [`Device`] of this line stands for.
     ///
     /// # Errors
     ///
     /// What device-mapper says, `ENOMEM`. May sleep.
     pub(crate) fn open_readable(&mut self, path: &CStr) -> Result<Device> {
-        self.open_mode(path, sys::DMSNAP_OPEN_READ)
+        self.open_writable(path)
+            .or_else(|_| self.open_mode(path, sys::DMSNAP_OPEN_READ))
     }
 
     /// Opens a device for reading and writing, whatever the table says.
@@ -102,8 +105,6 @@ impl<'a> Setup<'a> {
         self.open_mode(path, sys::DMSNAP_OPEN_READ | sys::DMSNAP_OPEN_WRITE)
     }
 
-    /// Opening a device for more than before would leave the [`Device`] that was opened first
-    /// without one, so a device that is named twice is to be opened for writing first.
     fn open_mode(&mut self, path: &CStr, mode: bindings::blk_mode_t) -> Result<Device> {
         // The place to keep it comes first, so that an open device is never forgotten.
         self.devices.reserve(1, GFP_KERNEL)?;

@@ -197,6 +197,21 @@ $half $half $T_SNAP $dev $cow2 P 8"
 	equal "$(digest "$(path snap)")" "$sum" "SNAP, of two lines"
 }
 
+test_a_later_line_that_writes_to_dev() {
+	local half
+	# device-mapper opens DEV anew where a line asks for more than those before it.
+	on_c && skip "device-mapper frees what the C target has open"
+	dev=$(blk_create 8) cow=$(blk_create 16)
+	pattern "$dev" 1
+	sum=$(digest "$dev")
+	half=$(($(sectors "$dev") / 2))
+	dm_create snap "0 $half $T_SNAP $dev $cow P 8
+$half $half linear $dev $half"
+	equal "$(digest "$(path snap)")" "$sum" "SNAP, and DEV behind it"
+	dm_remove snap
+	exclusive "$dev"
+}
+
 test_an_origin_that_is_longer_than_its_device() {
 	# A write that reaches across the end of DEV fails there; what is before it is saved.
 	on_c && skip "the C target gives the snapshot up"
