@@ -84,15 +84,15 @@ impl<'a> Setup<'a> {
         self.open_mode(path, mode)
     }
 
-    /// Opens a device to be read, whatever the table says. It is opened for writing too where
-    /// that is possible: another line of the table may do so later, and device-mapper would then
-    /// open it anew and free what the [`Device`] of this line stands for.
+    /// Opens a device to be read. It is opened as the table says where that is possible, as the
+    /// other lines of the table do: if one of them asked for more than a line before, device-mapper
+    /// would open the device anew, and free what the [`Device`] of that line stands for.
     ///
     /// # Errors
     ///
     /// What device-mapper says, `ENOMEM`. May sleep.
     pub(crate) fn open_readable(&mut self, path: &CStr) -> Result<Device> {
-        self.open_writable(path)
+        self.open(path)
             .or_else(|_| self.open_mode(path, sys::DMSNAP_OPEN_READ))
     }
 

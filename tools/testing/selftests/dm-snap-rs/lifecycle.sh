@@ -197,19 +197,31 @@ $half $half $T_SNAP $dev $cow2 P 8"
 	equal "$(digest "$(path snap)")" "$sum" "SNAP, of two lines"
 }
 
-test_a_later_line_that_writes_to_dev() {
-	local half
+# beside_a_line_on_dev TABLE [OPTION] - a table of SNAP and of another line with DEV.
+beside_a_line_on_dev() {
+	dm_create snap "$1" ${2:+"$2"}
+	equal "$(digest "$(path snap)")" "$sum" "a table of SNAP and DEV"
+	dm_remove snap
+	exclusive "$dev"
+}
+
+test_lines_that_have_the_same_dev() {
+	local half snap linear
 	# device-mapper opens DEV anew where a line asks for more than those before it.
 	on_c && skip "device-mapper frees what the C target has open"
 	dev=$(blk_create 8) cow=$(blk_create 16)
 	pattern "$dev" 1
 	sum=$(digest "$dev")
 	half=$(($(sectors "$dev") / 2))
-	dm_create snap "0 $half $T_SNAP $dev $cow P 8
-$half $half linear $dev $half"
-	equal "$(digest "$(path snap)")" "$sum" "SNAP, and DEV behind it"
-	dm_remove snap
-	exclusive "$dev"
+	snap="$half $T_SNAP $dev $cow P 8" linear="$half linear $dev"
+	beside_a_line_on_dev "0 $snap
+$half $linear $half"
+	beside_a_line_on_dev "0 $linear 0
+$half $snap"
+	beside_a_line_on_dev "0 $snap
+$half $linear $half" --readonly
+	beside_a_line_on_dev "0 $linear 0
+$half $snap" --readonly
 }
 
 test_an_origin_that_is_longer_than_its_device() {
