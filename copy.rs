@@ -129,7 +129,9 @@ impl Prepared {
         // What is written to a COW device has to be whole blocks of it in the buffer as well, for
         // devices that write these from whole pages.
         let range = need.range.begun_at_block(need.block);
-        let bytes = range.len().saturating_mul(SECTOR_SIZE);
+        let blocks = range.len().div_ceil(need.block.max(1));
+        let sectors = blocks.saturating_mul(need.block.max(1));
+        let bytes = sectors.saturating_mul(SECTOR_SIZE);
         let bytes = bytes.min(MAX_BYTES as u64) as usize;
         Ok(Self {
             place: UniqueArc::new_uninit(GFP_KERNEL)?,

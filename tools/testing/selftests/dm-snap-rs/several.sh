@@ -259,6 +259,24 @@ test_blocks_of_cow_that_are_larger_than_chunks_of_another() {
 	echo "$number" >/sys/class/zram-control/hot_remove
 }
 
+test_blocks_of_cow_that_are_larger_than_pages() {
+	# What is copied for both need not end with such a block.
+	on_c && skip "the C target takes no such device"
+	dev=$(blk_create 8) cow=$(blk_create 16)
+	cow2=$(blk_create 16 blocksize=16384 2>/dev/null) || true
+	[ "$(cat "/sys/block/${cow2##*/}/queue/logical_block_size")" = 16384 ] ||
+		skip "no blocks of 16384 bytes here"
+	pattern "$dev" 1
+	sum=$(digest "$dev")
+	origin_create origin "$dev"
+	snap_add origin snap "$dev" "$cow" P 8
+	snap_add origin snap2 "$dev" "$cow2" P 32
+	write_sectors origin 32 8
+	write_sectors origin 24 24
+	equal "$(digest "$(path snap)")" "$sum" "SNAP"
+	equal "$(digest "$(path snap2)")" "$sum" "SNAP2, with blocks of 16384 bytes"
+}
+
 test_a_snapshot_joins_while_another_leaves() {
 	local i
 	# Large enough for all of the module's slots; which the one that joins must know.
