@@ -151,13 +151,12 @@ pub(crate) fn write(origin: &Arc<Origin>, bio: Bio<Io>) -> Mapped<Io> {
         }
         slot.wait_origin(bio)
     };
-    let outcome = if range.end > bio.device_sectors() {
-        // What reaches beyond the end, nobody has a snapshot of; the device refuses it.
-        Outcome::Go(bio)
-    } else {
-        saving::save(origin, range, Writer::Bio, bio, wait)
-    };
-    match outcome {
+    if range.end > bio.device_sectors() {
+        // What reaches beyond the end, nobody has a snapshot of. The device would refuse it, unless
+        // it has grown since.
+        return Mapped::Kill(bio);
+    }
+    match saving::save(origin, range, Writer::Bio, bio, wait) {
         Outcome::Go(mut bio) => {
             if let Io::Waiting(since) = core::mem::take(bio.data_mut()) {
                 origin.stats.wait_time.add(since);

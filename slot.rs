@@ -339,10 +339,10 @@ impl Slot {
         let Started { saved, devices } = started;
         let size = live.chunk_size;
         let mut from = size.sectors_of(Chunks::new(saved.old, saved.len));
-        // The last chunk may reach beyond the end of the origin. Should that have become so small
-        // just now that nothing is left, the read must fail.
-        let least = from.start.saturating_add(1);
-        from.end = from.end.min(devices.origin.sectors()).max(least);
+        // The last chunk may reach beyond the end of the origin. Should that be smaller than the
+        // snapshot by now, the read must fail: what it lacks would be missing when it has grown.
+        let least = from.start.saturating_add(1).max(live.end());
+        from.end = from.end.min(devices.origin.sectors().max(least));
         let destination = Destination {
             from,
             to: size.first_sector(saved.new),

@@ -125,6 +125,10 @@ impl Live {
         })
     }
 
+    pub(crate) fn end(&self) -> u64 {
+        DEV_SECTORS
+    }
+
     pub(crate) fn chunks_of(&self, range: Sectors) -> Chunks {
         self.chunk_size.chunks_of(range)
     }

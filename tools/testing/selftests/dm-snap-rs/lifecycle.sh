@@ -240,6 +240,23 @@ test_an_origin_that_is_longer_than_its_device() {
 	equal "$(part "$(path snap)" 9)" "$sum" "SNAP before the end of DEV"
 }
 
+test_a_device_that_was_smaller_for_a_while() {
+	# A chunk that has its first part there only can't be saved.
+	on_c && skip "the C target takes the chunk as saved"
+	dev=$(blk_create 12) cow=$(blk_create 16)
+	pattern "$dev" 1
+	linear_create dev "$dev"
+	origin_create origin "$(path dev)"
+	snap_add origin snap "$(path dev)" "$cow" P 16
+	dm_load dev "$(linear_table "$dev" 20008)"
+	dm_resume dev
+	write_sectors origin 20000 8
+	dm_load dev "$(linear_table "$dev")"
+	dm_resume dev
+	[ "$(status snap)" = Invalid ] ||
+		equal "$(part "$(path snap)" 9 1)" "$(part "$dev" 9 1)" "SNAP behind that end"
+}
+
 test_a_merge_that_is_longer_than_its_device() {
 	# The same, by the device of a merge. The other snapshot is not concerned.
 	on_c && skip "the C target gives the snapshot up"
