@@ -226,11 +226,21 @@ impl Flight {
     ///
     /// [`Full`]: it can be tried again when something else has ended.
     pub(crate) fn start_merge(&mut self, snap: SnapId, range: Sectors) -> Result<ItemId, Full> {
-        self.start(Item {
+        let id = self.start(Item {
             snap,
             range,
             state: State::Merge { is_stranded: false },
-        })
+        })?;
+        // Merges may never end. So that what finds no room can wait for something that does, they
+        // leave room for one such thing.
+        let items = self.items.iter().flatten();
+        let merges = items.filter(|item| matches!(item.state, State::Merge { .. }));
+        let is_full = merges.count() >= self.items.capacity();
+        if is_full && self.items.reserve(1, GFP_NOWAIT).is_err() {
+            self.end(id);
+            return Err(Full);
+        }
+        Ok(id)
     }
 
     /// The chunks have been merged, but the record may or may not say so: from now on writes to
@@ -266,8 +276,8 @@ impl Flight {
                 index
             }
             None => {
-                // Called under a spinlock. Where this fails there are items in flight, since
-                // there was room for some from the beginning.
+                // Called under a spinlock. Where this fails there are items in flight that end,
+                // since there was room for some from the beginning, and merges leave some.
                 let index = self.items.len();
                 self.items.push(Some(item), GFP_NOWAIT).map_err(|_| Full)?;
                 index
