@@ -213,12 +213,19 @@ fn scan(
     let area_bytes = layout.chunk_size.bytes();
     let mut scan = Scan::new(layout);
     let mut spare = Spare::new();
-    let mut ahead = 1;
+    let (mut ahead, mut most_ahead) = (1, READ_AHEAD_AREAS);
     let mut area = 0;
     let mut last = KVVec::new();
     while scan.wants().is_some() {
         let count = ahead.min(layout.areas().saturating_sub(area)).max(1);
-        let areas = read_areas(client, cow, layout, area, count)?;
+        let areas = match read_areas(client, cow, layout, area, count) {
+            Err(_) if count > 1 => {
+                // An area behind the last record need not be readable: one at a time from here.
+                (ahead, most_ahead) = (1, 1);
+                continue;
+            }
+            areas => areas?,
+        };
         for bytes in areas {
             if scan.wants().is_none() {
                 break;
@@ -241,7 +248,7 @@ fn scan(
         area = area.saturating_add(count);
         ahead = (ahead * 2)
             .min(READ_AHEAD_BYTES / area_bytes.max(1))
-            .clamp(1, READ_AHEAD_AREAS);
+            .clamp(1, most_ahead);
     }
     if !scan.has_end() {
         dm_err!(

@@ -119,6 +119,25 @@ test_a_record_is_durable_within_its_second() {
 	wait_for 30 eval "$records" || fail "the record was never written"
 }
 
+test_an_area_that_cannot_be_read_and_is_not_needed() {
+	# Areas are read ahead, also those that nothing was ever written to.
+	local sum under
+	dev=$(blk_create 32) cow=$(blk_create 64)
+	pattern "$dev" 1
+	sum=$(digest "$dev")
+	origin_create origin "$dev"
+	snap_add origin snap "$dev" "$cow" P 8
+	# Areas of 256 records, a chunk of 8 sectors each. Nine are in use, from 0 to 8.
+	sequential write "$(path origin)" 9
+	dm_remove snap
+	under=$((8 * (1 + 12 * 257)))
+	dm_create cow "0 $under linear $cow 0
+$under 8 error
+$((under + 8)) $(($(sectors "$cow") - under - 8)) linear $cow $((under + 8))"
+	snap_add origin snap "$dev" "$(path cow)" P 8
+	equal "$(digest "$(path snap)")" "$sum" "SNAP"
+}
+
 test_a_transient_snapshot_writes_no_header() {
 	devices 16
 	pattern "$cow" 9
