@@ -453,13 +453,14 @@ impl Drop for Claim<'_> {
 ///
 /// # Errors
 ///
-/// The origin has become so small that there is no room for it, or is not there at all. The
-/// record must stay then.
+/// The origin has become so small that there is no room for a chunk, or is not there at all. The
+/// records must stay then.
 fn range_on_origin(live: &Live, devices: &Devices, chunks: Sectors) -> Result<Sectors, Halt> {
     let size = devices.origin.sectors();
     let mut range = chunks;
     range.end = range.end.min(size.max(live.end()));
-    if range.end > size || range.is_empty() {
+    let last = chunks.end.saturating_sub(live.chunk_size.sectors());
+    if range.end > size || last >= range.end {
         return Err(Halt::Failed(Cause::WriteOrigin));
     }
     Ok(range)

@@ -728,6 +728,31 @@ test_a_device_that_was_reduced() {
 	equal "$(digest "$(path origin)")" "$SUM" "ORIGIN"
 }
 
+test_chunks_that_a_reduced_device_has_no_more() {
+	# The records of what can't be merged stay, until DEV is as it was.
+	on_c && skip "the C target does not see that DEV is smaller"
+	disk=$(blk_create 8) cow=$(blk_create 16)
+	linear_create dev "$disk"
+	dev=$(path dev)
+	pattern "$dev" 1
+	origin_create origin "$dev"
+	snap_add origin snap "$dev" "$cow" P 16
+	SUM=$(digest "$(path snap)")
+	write_sectors origin 2048 128
+	dm_suspend snap
+	dm_load dev "$(linear_table "$disk" 2056)"
+	dm_resume dev
+	dm_load origin "0 2056 $T_MERGE $dev $cow P 16"
+	dm_resume origin
+	dm_remove snap
+	wait_for 30 status_is origin "Merge failed" || fail "the status is $(status origin)"
+	dm_load dev "$(linear_table "$disk")"
+	dm_resume dev
+	merge_reload origin "$dev" "$cow" P 16
+	wait_merged origin 60
+	equal "$(digest "$(path origin)")" "$SUM" "ORIGIN"
+}
+
 test_a_device_that_is_not_there_yet() {
 	# DEV has no size before it has been resumed: nothing can be written to it, and the
 	# records must stay.
