@@ -246,6 +246,7 @@ impl Live {
         store
             .remove(&piece, &mut blocks)
             .map_err(|e| io_failed(e, Cause::Inconsistent))?;
+        store.removing(&piece);
         let committed = self
             .client
             .write(&devices.cow, at, &blocks, bytes, WriteFlags::Fua);

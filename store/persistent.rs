@@ -65,8 +65,10 @@ struct State {
     in_flight: Option<Batch>,
     /// Records are only taken away any more.
     is_merging: bool,
-    /// How many times records have been taken away.
+    /// How many times records have been taken away, or begun to be.
     generation: u64,
+    /// How many of the last records are being taken away.
+    leaving: u64,
     /// How many runs have ever been added.
     added: u64,
     /// How many of them have been taken out again.
@@ -126,6 +128,7 @@ impl Persistent {
             in_flight: None,
             is_merging: false,
             generation: 0,
+            leaving: 0,
             added: 0,
             taken: 0,
         };
@@ -213,10 +216,12 @@ impl Persistent {
         self.state.lock().allocator.free_chunks()
     }
 
-    /// How many records there are on stable media, and how often some have been taken away.
+    /// How many records there are on stable media, and stay, and how often some have been, or are
+    /// being, taken away.
     pub(crate) fn position(&self) -> (u64, u64) {
         let state = self.state.lock();
-        (state.cursor.records(&state.layout), state.generation)
+        let records = state.cursor.records(&state.layout);
+        (records.saturating_sub(state.leaving), state.generation)
     }
 
     /// The data of an exception is on the COW device: its record is to be written.
@@ -422,11 +427,19 @@ impl Persistent {
         blocks.clear(from, len.saturating_sub(from))
     }
 
+    /// The blocks without those records, which are the last, are about to be written. Should that
+    /// fail, nobody knows whether they are there.
+    pub(crate) fn removing(&self, piece: &Piece) {
+        let mut state = self.state.lock();
+        state.leaving = u64::from(piece.count);
+        state.generation = state.generation.wrapping_add(1);
+    }
+
     /// The blocks without those records are on stable media.
     pub(crate) fn removed(&self, piece: &Piece) {
         let mut state = self.state.lock();
         state.cursor.retreat(piece);
-        state.generation = state.generation.wrapping_add(1);
+        state.leaving = 0;
     }
 
     /// What was asked for is zero on stable media.
