@@ -379,6 +379,11 @@ impl Live {
         Health::from_u32(self.health.load(Acquire))
     }
 
+    /// Whether it can't be used any more. Context: any.
+    pub(crate) fn is_lost(&self) -> bool {
+        matches!(self.health(), Health::Failing | Health::Invalid)
+    }
+
     /// How it is for an origin write, for which a snapshot that is inactive or goes back to its
     /// origin counts as invalid.
     pub(crate) fn guards(&self) -> Health {

@@ -12,7 +12,7 @@
 use crate::{
     dm::{Args, Bio, Device, EndIo, Incoming, Mapped, Op, Setup, StatusKind, Target},
     dm_err,
-    live::{Devices, Health, Live},
+    live::{Devices, Live},
     origin,
     pending::Way,
     registry::{MemberState, Origin, Registry, SlotGuard},
@@ -221,7 +221,7 @@ pub(crate) fn retry(live: &Arc<Live>, bio: Bio<Io>) {
 /// Decides about a bio, and up to which sector the decision holds.
 fn decide(slot: &mut Slot, index: u32, live: &Arc<Live>, range: Sectors, op: Op) -> (Step, Sector) {
     let all = Sector(range.end);
-    if matches!(live.health(), Health::Failing | Health::Invalid) {
+    if live.is_lost() {
         return (Step::Origin, all);
     }
     let Some(route) = slot.route(live.id, range, op != Op::Read) else {

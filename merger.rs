@@ -29,7 +29,7 @@ use crate::{
     dm::{BioList, Buffer, NoIo, Span, WriteFlags, MAX_BYTES},
     dm_err,
     exception::{Lookup, Run, Spare},
-    live::{Devices, Health, Live},
+    live::{Devices, Live},
     many::{self, Job},
     pending::ItemId,
     saving::{self, Outcome, Writer},
@@ -143,7 +143,7 @@ impl Live {
         let Some(store) = self.persistent() else {
             return;
         };
-        if matches!(self.health(), Health::Failing | Health::Invalid) {
+        if self.is_lost() {
             dm_err!(
                 "the snapshot on COW device {} is invalid and cannot be merged",
                 self.cow_name()
@@ -219,7 +219,7 @@ impl Live {
         let (Some(store), Some(devices)) = (self.persistent(), self.devices()) else {
             return Err(Halt::Stopped);
         };
-        if matches!(self.health(), Health::Failing | Health::Invalid) {
+        if self.is_lost() {
             return Err(Halt::Failed(Cause::Invalid));
         }
         // Writes wait for this, perhaps those that would free memory.

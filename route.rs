@@ -525,10 +525,15 @@ fn may_lay_over(live: &Live, bio: &Bio<Io>) -> bool {
 }
 
 /// A flush of the snapshot. What it wrote is on the COW device; the records of that have to be
-/// on stable media too (rule R2).
+/// on stable media too (rule R2). Where the snapshot is lost, they may have been given up, and the
+/// flush fails as those that waited for them did.
 fn map_flush(live: &Arc<Live>, devices: &Devices, mut bio: Bio<Io>) -> Mapped<Io> {
     if live.has_volatile() {
         return Mapped::Queued(live.hold_flush(bio));
+    }
+    // Asked second: records are given up after the snapshot is known to be lost.
+    if live.is_lost() {
+        return Mapped::Kill(bio);
     }
     bio.remap(&devices.cow, Sector(0));
     Mapped::Remapped(bio)
@@ -556,7 +561,9 @@ pub(crate) fn end_io(live: &Arc<Live>, mut bio: Bio<Io>, result: Result) -> EndI
             false
         }
     };
-    if is_fua && result.is_ok() && live.has_volatile() {
+    // Where the snapshot is lost, its record may have been given up: it is held to fail.
+    let is_given_up = || live.is_lost() && live.persistent().is_some();
+    if is_fua && result.is_ok() && (live.has_volatile() || is_given_up()) {
         return EndIo::Held(live.hold_durable(bio));
     }
     EndIo::Done(bio)

@@ -173,7 +173,7 @@ impl Tenant {
             .usage(self.live.chunk_size, self.devices.cow.sectors());
         let health = self.live.health();
         let status = Status {
-            valid: !matches!(health, Health::Failing | Health::Invalid),
+            valid: !self.live.is_lost(),
             merge_failed: self.live.has_merge_failed(),
             overflowed: health == Health::Overflowed,
             allocated: usage.allocated,
@@ -228,7 +228,7 @@ impl Tenant {
             return Err(EINVAL);
         };
         self.live.commit_and_wait();
-        if matches!(self.live.health(), Health::Failing | Health::Invalid) {
+        if self.live.is_lost() {
             dm_err!("message 'commit': the snapshot is invalid");
             return Err(EIO);
         }

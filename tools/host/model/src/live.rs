@@ -107,6 +107,10 @@ impl Live {
         }
     }
 
+    pub(crate) fn is_lost(&self) -> bool {
+        matches!(self.health(), Health::Failing | Health::Invalid)
+    }
+
     pub(crate) fn set_active(&self, is_active: bool) {
         self.is_active.store(is_active, Ordering::Release);
     }
