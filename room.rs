@@ -99,6 +99,11 @@ impl Room {
         self.space.lock().take().is_some()
     }
 
+    /// Whether a write that finds no room fails.
+    pub(crate) fn refuses(&self) -> bool {
+        self.when_full() == WhenFull::Fail
+    }
+
     fn when_full(&self) -> WhenFull {
         let found = WhenFull::ALL.get(self.when_full.load(Acquire) as usize);
         found.copied().unwrap_or(WhenFull::Invalidate)

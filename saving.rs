@@ -168,11 +168,18 @@ fn begin(
     spare: &mut Spare,
 ) -> Begun {
     let mut begun = Begun::All;
-    for at in 0..slot.shards.len() {
+    // Those that have the write fail where there is no room come first, and then all: no other one
+    // is waited for, or given up, for the sake of a write that fails.
+    let count = slot.shards.len();
+    let order = [true, false].into_iter();
+    for (is_first, at) in order.flat_map(|first| (0..count).map(move |at| (first, at))) {
         let Some(shard) = slot.shards.get(at) else {
             break;
         };
         let live = shard.live.clone();
+        if is_first && !live.room.refuses() {
+            continue;
+        }
         if !matches!(live.guards(), Health::Good | Health::Overflowed) {
             continue;
         }
@@ -187,6 +194,10 @@ fn begin(
                 Err(Stop::Copy) => return Begun::Copy,
                 // The other snapshots go on.
                 Err(Stop::Snapshot(why)) => {
+                    let is_refused = matches!(begun, Begun::NoSpace);
+                    if is_refused && why == Failure::CowFull && !live.room.refuses() {
+                        break;
+                    }
                     if live.no_room(why, false) == NoRoom::Refused {
                         begun = Begun::NoSpace;
                     }

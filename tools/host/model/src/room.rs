@@ -15,4 +15,8 @@ pub(crate) struct Room;
 
 impl Room {
     pub(crate) fn note_full(&self, _sectors: u64) {}
+
+    pub(crate) fn refuses(&self) -> bool {
+        false
+    }
 }

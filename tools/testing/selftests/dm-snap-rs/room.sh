@@ -585,6 +585,45 @@ test_other_snapshots_after_a_refused_write() {
 	done
 }
 
+test_a_refused_write_waits_for_nobody() {
+	# The time of the one that would have it wait does not begin.
+	local a b
+	devices
+	for name in a b; do
+		declare -n d=$name
+		d=$(blk_create 2)
+		linear_create "cow-$name" "$d" 1024
+	done
+	snap_add origin a "$dev" "$(path cow-a)" P 8 "$QUEUE"
+	snap_add origin b "$dev" "$(path cow-b)" P 8 "$ERROR"
+	log_mark refused
+	no_space write_blocks origin 0 200
+	no_space write_blocks origin 0 200
+	refused log_has refused 'wait until it has grown'
+	is_good a
+	is_good b
+	dm_remove b
+	start_writer origin 0 200
+	waits
+	log_has refused 'wait until it has grown' || fail "nothing is said"
+	dm_remove a
+	ends
+}
+
+test_each_snapshot_that_refuses_tells_so() {
+	local a b
+	devices
+	for name in a b; do
+		declare -n d=$name
+		d=$(blk_create 2)
+		linear_create "cow-$name" "$d" 1024
+		snap_add origin "$name" "$dev" "$(path "cow-$name")" P 8 "$ERROR"
+	done
+	no_space write_blocks origin 0 200
+	has_events a 1 || fail "no event of the one"
+	has_events b 1 || fail "no event of the other"
+}
+
 test_each_snapshot_has_its_own_policy() {
 	# One waits, one fails, one is given up.
 	local a b c
@@ -598,15 +637,16 @@ test_each_snapshot_has_its_own_policy() {
 	snap_add origin b "$dev" "$(path cow-b)" P 8 "$ERROR"
 	snap_add origin c "$dev" "$(path cow-c)" P 8 "$QUEUE"
 	no_space write_blocks origin 0 200
-	equal "$(status a)" Invalid "the status of the one that is given up"
-	is_good b
-	is_good c
-	shows_old b
-	shows_old c
+	for name in a b c; do
+		is_good "$name"
+		shows_old "$name"
+	done
 	dm_remove b
 	start_writer origin 0 200
 	wait_for 20 has_events c 1 || fail "no event"
 	waits
+	equal "$(status a)" Invalid "the status of the one that is given up"
+	shows_old c
 	dm_remove c
 	ends
 }
