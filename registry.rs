@@ -491,7 +491,7 @@ impl Origin {
         let excludes = |other: &Member| match (state, other.state) {
             (MemberState::Suspended, _) | (_, MemberState::Suspended) => false,
             (MemberState::Shared, MemberState::Shared) => false,
-            _ => other.id != id && !other.handle.is_same_device(&own),
+            _ => other.id != id && !other.handle.replaces(&own),
         };
         if members.iter().any(excludes) {
             return Err(EBUSY);

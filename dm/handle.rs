@@ -87,6 +87,21 @@ impl Handle {
         self.mapped_device() == other.mapped_device()
     }
 
+    /// Whether both lead to the same mapped device, by different tables: never are both in use.
+    /// May sleep.
+    pub(crate) fn replaces(&self, other: &Handle) -> bool {
+        self.is_same_device(other) && self.table() != other.table()
+    }
+
+    /// The table. To be compared, not to be followed.
+    fn table(&self) -> *mut sys::dm_table {
+        match &*self.0.target.lock() {
+            // SAFETY: By the invariant, the target is valid.
+            Some(target) => unsafe { (*target.0.as_ptr()).table },
+            None => core::ptr::null_mut(),
+        }
+    }
+
     /// The mapped device. To be compared, not to be followed.
     fn mapped_device(&self) -> *mut sys::mapped_device {
         match &*self.0.target.lock() {

@@ -892,6 +892,23 @@ test_a_merge_that_is_refused_changes_nothing() {
 	equal "$(digest "$(path snap2)")" "$image" "the other SNAP after writes to ORIGIN"
 }
 
+test_a_merge_beside_an_origin_in_one_table() {
+	# What is written by way of the other line would be overwritten by the merge.
+	local half
+	on_c && skip "the C target does not refuse it"
+	devices 8 16
+	written P 8
+	half=$(($(sectors "$dev") / 2))
+	dm_suspend snap
+	dm_load origin "0 $half $T_ORIGIN $dev
+$half $half $T_MERGE $dev $cow P 8"
+	refused dm_resume origin
+	dm_load origin "$(origin_table "$dev")"
+	dm_resume origin
+	dm_resume snap
+	equal "$(digest "$(path snap)")" "$SUM" "SNAP"
+}
+
 test_a_second_merge_from_disk() {
 	local cow2
 	on_c && skip "the C target does not see it"
