@@ -116,10 +116,24 @@ pub(crate) struct Tenure {
     pub(crate) waiting: Option<Dealt>,
     /// The target that answers for the snapshot.
     pub(crate) owner: Option<Owner>,
-    /// How many targets there are, the owner included.
-    pub(crate) targets: usize,
+    /// The lines of all tables that there are with it, the owner's included.
+    pub(crate) lines: KVec<Line>,
     /// The snapshot is leaving its origin, or has left: no table can go on with it.
     pub(crate) has_left: bool,
+}
+
+/// What a table line says of a snapshot.
+#[derive(Clone)]
+pub(crate) struct Line {
+    /// Which target it has become.
+    pub(crate) id: u64,
+    /// That target.
+    pub(crate) handle: Handle,
+    pub(crate) devices: Devices,
+    /// Where it ends, in sectors.
+    pub(crate) end: u64,
+    pub(crate) store_type: StoreType,
+    pub(crate) features: Features,
 }
 
 /// The target of the present table.
@@ -330,7 +344,7 @@ impl Live {
         let tenure = Tenure {
             waiting: Some(from.waiting),
             owner: None,
-            targets: 0,
+            lines: KVec::new(),
             has_left: false,
         };
         Arc::pin_init(
@@ -403,20 +417,19 @@ impl Live {
         self.devices.lock().clone()
     }
 
-    /// Takes over what another table says.
-    pub(crate) fn set_table(
-        &self,
-        devices: Devices,
-        sectors: u64,
-        store: StoreType,
-        features: &Features,
-    ) {
-        self.set_devices(Some(devices));
-        self.sectors.store(sectors, Release);
-        let reports_overflow = store == StoreType::PersistentOverflow;
+    /// Takes over what another table says, whose target answers for the snapshot from now on.
+    pub(crate) fn set_table(&self, tenure: &mut Tenure, line: Line, is_running: bool) {
+        self.set_devices(Some(line.devices));
+        self.sectors.store(line.end, Release);
+        let reports_overflow = line.store_type == StoreType::PersistentOverflow;
         self.reports_overflow
             .store(u32::from(reports_overflow), Release);
-        self.room.set_policy(features);
+        self.room.set_policy(&line.features);
+        tenure.owner = Some(Owner {
+            id: line.id,
+            handle: line.handle,
+            is_running,
+        });
         // What is waited for may have become another thing.
         if self.room.stop_waiting() {
             self.origin.wake_all();

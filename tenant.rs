@@ -14,7 +14,7 @@ use crate::{
     dm::{Args, Device, Handle, Setup, StatusKind},
     dm_err,
     exception::{Spare, Table},
-    live::{Dealt, Devices, Health, Live, NewLive, Owner, Tenure},
+    live::{Dealt, Devices, Health, Line, Live, NewLive, Owner},
     registry::{CowRef, Origin, OriginRef, Registry},
     store::{format::Layout, load, transient::Transient, Store},
     table::{self, ArgError, Features, Message, SnapshotArgs, Status, StoreType, TableLine},
@@ -100,6 +100,7 @@ impl Tenant {
                 check_takeover(live, &args, role).inspect_err(|_| {
                     setup.set_error(c"The snapshot is in use with other arguments");
                 })?;
+                live.tenure.lock().lines.reserve(1, GFP_KERNEL)?;
                 live.clone()
             }
             None => {
@@ -107,6 +108,7 @@ impl Tenant {
                 let live = live.inspect_err(|_| {
                     setup.set_error(c"The COW device cannot be used");
                 })?;
+                live.tenure.lock().lines.reserve(1, GFP_KERNEL)?;
                 snapshots.push(live.clone(), GFP_KERNEL)?;
                 live
             }
@@ -252,29 +254,27 @@ impl Tenant {
         }
     }
 
+    /// What the table line says.
+    fn line(&self) -> Line {
+        Line {
+            id: self.id,
+            handle: self.handle.clone(),
+            devices: self.devices.clone(),
+            end: self.sectors,
+            store_type: self.store_type,
+            features: self.features,
+        }
+    }
+
     /// There is one target more. The first answers for the snapshot from the start; a later one
     /// takes it over when it is resumed.
     fn move_in(&self) {
         let mut tenure = self.live.tenure.lock();
-        tenure.targets = tenure.targets.saturating_add(1);
+        // The constructor has made room for it, under the lock of all snapshots.
+        let _ = tenure.lines.push_within_capacity(self.line());
         if tenure.owner.is_none() && !tenure.has_left {
-            self.own(&mut tenure, false);
+            self.live.set_table(&mut tenure, self.line(), false);
         }
-    }
-
-    /// This target answers for the snapshot from now on.
-    fn own(&self, tenure: &mut Tenure, is_running: bool) {
-        tenure.owner = Some(Owner {
-            id: self.id,
-            handle: self.handle.clone(),
-            is_running,
-        });
-        self.live.set_table(
-            self.devices.clone(),
-            self.sectors,
-            self.store_type,
-            &self.features,
-        );
     }
 
     /// The device is about to resume with this target: it answers for the snapshot from now on.
@@ -298,14 +298,17 @@ impl Tenant {
             return Err(EBUSY);
         }
         let other = tenure.owner.as_ref().filter(|owner| owner.id != self.id);
-        if other.is_some_and(|owner| owner.is_running) {
+        // The table before, of the same device, is not in use any more, even where a refused
+        // resume has left it as if it were.
+        let is_in_use = |owner: &Owner| owner.is_running && !self.handle.replaces(&owner.handle);
+        if other.is_some_and(is_in_use) {
             dm_err!(
                 "the snapshot on COW device {} is in use: suspend its device first",
                 self.devices.cow
             );
             return Err(EBUSY);
         }
-        self.own(&mut tenure, true);
+        self.live.set_table(&mut tenure, self.line(), true);
         Ok(())
     }
 
@@ -518,7 +521,7 @@ fn deal(dealt: &Dealt, spans: SpanSize, live: &Live) -> Result<KVec<Table>> {
 impl Drop for Tenant {
     fn drop(&mut self) {
         let mut tenure = self.live.tenure.lock();
-        tenure.targets = tenure.targets.saturating_sub(1);
+        tenure.lines.retain(|line| line.id != self.id);
         let is_owner = tenure
             .owner
             .as_ref()
@@ -529,9 +532,18 @@ impl Drop for Tenant {
         if tenure.has_left {
             return;
         }
+        // device-mapper gives the table before up even where the resume of the next one was
+        // refused, which is the device's table then: that one answers for the snapshot now.
+        if is_owner {
+            let mut lines = tenure.lines.iter();
+            let heir = lines.find(|line| line.handle.replaces(&self.handle));
+            if let Some(heir) = heir.cloned() {
+                return self.live.set_table(&mut tenure, heir, false);
+            }
+        }
         // A snapshot that has not joined yet can still do so with another table. One that has,
         // goes with the table that answers for it.
-        let is_last = tenure.targets == 0;
+        let is_last = tenure.lines.is_empty();
         let can_go_on = !is_owner || tenure.waiting.is_some();
         if can_go_on && !is_last {
             if is_owner {

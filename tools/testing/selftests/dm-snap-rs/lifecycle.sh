@@ -257,6 +257,43 @@ test_a_device_that_was_smaller_for_a_while() {
 		equal "$(part "$(path snap)" 9 1)" "$(part "$dev" 9 1)" "SNAP behind that end"
 }
 
+# refused_line SECTOR BEFORE AFTER - SNAP, of the table BEFORE, is given the table AFTER, of
+# which a line can't be resumed, and then its own again. What it guards begins at SECTOR.
+refused_line() {
+	local sum
+	dm_create snap "$2"
+	sum=$(digest "$(path snap)")
+	dm_load snap "$3"
+	refused dm_resume snap
+	sequential write "$(path origin)" 1 "$1"
+	dm_load snap "$2"
+	dm_resume snap
+	sequential write "$(path origin)" 1 $(($1 + 2048))
+	equal "$(digest "$(path snap)")" "$sum" "SNAP from sector $1 on"
+	dm_remove snap
+}
+
+test_one_of_two_lines_that_is_refused() {
+	# device-mapper gives the table before up, although the next one was not resumed.
+	local half snap large
+	on_c && skip "the C target does not refuse it"
+	dev=$(blk_create 16) cow=$(blk_create 32) other=$(blk_create 32)
+	pattern "$dev" 1
+	half=$(($(sectors "$dev") / 2))
+	snap="$half $T_SNAP $dev $cow P 8"
+	# Chunks that need larger spans than those in use.
+	large="$half $T_SNAP $dev $other P 4096"
+	origin_create origin "$dev"
+	refused_line "$half" "0 $half linear $dev 0
+$half $snap" "0 $large
+$half $snap"
+	new_cow "$cow"
+	new_cow "$other"
+	refused_line 0 "0 $snap
+$half $half linear $dev $half" "0 $snap
+$half $large"
+}
+
 test_a_merge_that_is_longer_than_its_device() {
 	# The same, by the device of a merge. The other snapshot is not concerned.
 	on_c && skip "the C target gives the snapshot up"
