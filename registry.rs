@@ -269,6 +269,14 @@ impl WorkItem for Origin {
     }
 }
 
+fn handles_of(members: &[Member]) -> Result<KVec<Handle>> {
+    let mut handles = KVec::with_capacity(members.len(), GFP_KERNEL)?;
+    for member in members {
+        handles.push(member.handle.clone(), GFP_KERNEL)?;
+    }
+    Ok(handles)
+}
+
 /// Gives bios back to device-mapper.
 fn give_back(mut bios: BioList<Io>) {
     while let Some(bio) = bios.pop() {
@@ -507,6 +515,19 @@ impl Origin {
         self.members.lock().retain(|member| member.id != id);
     }
 
+    /// Does something, to which no target that writes to the origin comes meanwhile, and answers
+    /// those that there are. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, and then nothing has been done; or what it answers.
+    pub(crate) fn with_members(&self, f: impl FnOnce() -> Result) -> Result<KVec<Handle>> {
+        let members = self.members.lock();
+        let handles = handles_of(&members)?;
+        f()?;
+        Ok(handles)
+    }
+
     /// A snapshot joins the slots, each with its part of the exceptions, and becomes active.
     /// `tables` has one for each slot, dealt out by that span size; they are taken. Answers the
     /// origin targets that may have bios which were mapped before. May sleep.
@@ -535,10 +556,7 @@ impl Origin {
             rooms.push(room, GFP_KERNEL)?;
         }
         let members = self.members.lock();
-        let mut handles = KVec::with_capacity(members.len(), GFP_KERNEL)?;
-        for member in members.iter() {
-            handles.push(member.handle.clone(), GFP_KERNEL)?;
-        }
+        let handles = handles_of(&members)?;
         self.span_shift.store(spans.shift(), Release);
         for ((lock, room), table) in self.slots.iter().zip(rooms).zip(tables.iter_mut()) {
             let table = core::mem::replace(table, Table::new());

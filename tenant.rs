@@ -137,8 +137,18 @@ impl Tenant {
     ///
     /// It can't; the reason has been logged.
     pub(crate) fn preresume(&self) -> Result {
-        self.take_over()?;
-        self.join().inspect_err(|_| self.set_running(false))
+        if self.sectors <= self.live.end() {
+            self.take_over()?;
+            return self.join().inspect_err(|_| self.set_running(false));
+        }
+        // The new part is frozen now. What a merge of another snapshot has begun to write there, is
+        // part of the image.
+        let gate = self.origin.merge_gate.lock();
+        let members = self.origin.with_members(|| self.take_over())?;
+        drop(gate);
+        self.join().inspect_err(|_| self.set_running(false))?;
+        self.drain(&members);
+        Ok(())
     }
 
     /// The device of another table can't take over, or can. May sleep.
@@ -346,12 +356,16 @@ impl Tenant {
         };
         drop(snapshots);
         drop(gate);
-        // Writes that were mapped before are part of the image, once they have ended. No lock
-        // may be held here that a bio or another device's suspend waits for.
-        for member in &members {
+        self.drain(&members);
+        Ok(())
+    }
+
+    /// Writes that were mapped before are part of the image, once they have ended. No lock may be
+    /// held here that a bio or another device's suspend waits for.
+    fn drain(&self, members: &[Handle]) {
+        for member in members {
             member.drain(&self.handle);
         }
-        Ok(())
     }
 
     /// Puts the exceptions into the slots and makes the snapshot active. Answers the origin
@@ -537,7 +551,9 @@ impl Drop for Tenant {
         if is_owner {
             let mut lines = tenure.lines.iter();
             let heir = lines.find(|line| line.handle.replaces(&self.handle));
-            if let Some(heir) = heir.cloned() {
+            if let Some(mut heir) = heir.cloned() {
+                // If it is longer, it becomes so when it is resumed.
+                heir.end = heir.end.min(self.live.end());
                 return self.live.set_table(&mut tenure, heir, false);
             }
         }

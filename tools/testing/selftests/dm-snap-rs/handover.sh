@@ -140,6 +140,34 @@ test_read_only_and_read_write_in_a_loop() {
 	equal "$(digest "$(path snap)")" "$(digest "$mirror")" "SNAP, created again"
 }
 
+test_a_table_that_is_longer() {
+	# What is being written to ORIGIN behind the end of SNAP is a part of it, when SNAP has
+	# become longer.
+	local half before pid
+	on_c && skip "the C target does not wait for such a write"
+	disk=$(blk_create 8) cow=$(blk_create 16) other=$(blk_create 32)
+	pattern "$disk" 1
+	half=$(($(sectors "$disk") / 2))
+	dm_create dev "0 $((2 * half)) delay $disk 0 0 $disk 0 2000"
+	dev=$(path dev)
+	origin_create origin "$dev"
+	dm_create snap "0 $half $T_SNAP $dev $cow P 8"
+	write_sectors origin "$half" 8 &
+	pid=$!
+	sleep 0.5
+	# A table that is refused does not make it longer.
+	dm_load snap "0 8 $T_SNAP $dev $other P 4096
+8 $((2 * half - 8)) $T_SNAP $dev $cow P 8"
+	refused dm_resume snap
+	dm_load snap "$(snap_table "$dev" "$cow" P 8)"
+	dm_resume snap
+	before=$(digest "$(path snap)")
+	wait "$pid"
+	equal "$(digest "$(path snap)")" "$before" "SNAP when the write has ended"
+	write_sectors origin $((half + 64)) 8
+	equal "$(digest "$(path snap)")" "$before" "SNAP after another one"
+}
+
 test_a_record_that_is_not_durable_yet() {
 	# What SNAP wrote a moment ago goes along.
 	local i
