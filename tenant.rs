@@ -184,8 +184,10 @@ impl Tenant {
             .store
             .usage(self.live.chunk_size, self.devices.cow.sectors());
         let health = self.live.health();
+        // What has left its origin is not guarded any more.
+        let has_left = self.live.tenure.lock().has_left;
         let status = Status {
-            valid: !self.live.is_lost(),
+            valid: !self.live.is_lost() && !has_left,
             merge_failed: self.live.has_merge_failed(),
             overflowed: health == Health::Overflowed,
             allocated: usage.allocated,
@@ -242,6 +244,10 @@ impl Tenant {
         self.live.commit_and_wait();
         if self.live.is_lost() {
             dm_err!("message 'commit': the snapshot is invalid");
+            return Err(EIO);
+        }
+        if !self.live.is_active() {
+            dm_err!("message 'commit': the snapshot is not in use");
             return Err(EIO);
         }
         let (records, generation) = store.position();

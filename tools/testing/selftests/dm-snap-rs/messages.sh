@@ -368,6 +368,21 @@ test_messages_to_an_invalid_snapshot() {
 	figures snap
 }
 
+test_messages_to_a_snapshot_that_has_left() {
+	# The table has been taken over by another device, which is gone: nothing is guarded.
+	devices
+	snap P
+	dm_suspend snap
+	snap_create snap2 "$dev" "$cow" P 8
+	dm_remove snap2
+	write_blocks origin 0 3
+	log_mark commit
+	refused message snap commit
+	log_has commit "^device-mapper: snapshot-rs: message 'commit': the snapshot is not in use" ||
+		fail "no line in the log: $(log_since commit)"
+	equal "$(status snap)" Invalid "the status"
+}
+
 # ---------------------------------------------------------------------------
 # Conflicts, on devices whose requests stall
 
