@@ -17,6 +17,9 @@
 //!
 //! Ranges larger than a mebibyte, which only very large chunks make, are moved piece by piece,
 //! and all destinations are saved at the end.
+//!
+//! If the read fails, it is done once more for each destination alone: a bad sector costs only the
+//! snapshots that need it.
 
 #![deny(unsafe_code)]
 
@@ -41,8 +44,8 @@ use kernel::{
 };
 
 /// The most runs that one copy saves: what is more, the next one does. So no large piece of memory
-/// is ever asked for.
-const MAX_RUNS: usize = 64;
+/// is ever asked for, and with the one that there may be more, each has a bit in a `u64`.
+const MAX_RUNS: usize = 63;
 
 /// A run of chunks of a snapshot that a copy saves.
 pub(crate) struct Destination {
@@ -213,6 +216,8 @@ impl Prepared {
             running: 0,
             read: None,
             has_read_failed: false,
+            alone: None,
+            unread: 0,
             failed: 0,
         };
         let begun = origin.stats.reads.add_timed();
@@ -285,7 +290,11 @@ struct State {
     /// The buffer, when a read has ended and this has not been looked at.
     read: Option<Buffer>,
     has_read_failed: bool,
-    /// The destinations that could not be written, a bit each; the last stands for all behind.
+    /// The destination that is being read by itself, as the read of the whole piece has failed.
+    alone: Option<usize>,
+    /// The destinations that could not be read, a bit each.
+    unread: u64,
+    /// The same of those that could not be written.
     failed: u64,
 }
 
@@ -308,6 +317,16 @@ fn failed_bit(destination: usize) -> u64 {
     1 << destination.min(63)
 }
 
+/// A part of a piece, at its place in the buffer of that piece, and somewhere on a device.
+fn span_in(piece: Sectors, part: Sectors, at: Sector) -> Span {
+    let offset = part.start.saturating_sub(piece.start);
+    Span {
+        at,
+        offset: offset.saturating_mul(SECTOR_SIZE) as usize,
+        bytes: part.len().saturating_mul(SECTOR_SIZE) as usize,
+    }
+}
+
 impl WorkItem for Copy {
     type Pointer = Arc<Copy>;
 
@@ -315,11 +334,9 @@ impl WorkItem for Copy {
         let _no_io = NoIo::enter();
         let mut state = this.state.lock();
         let read = state.read.take();
-        let has_read_failed = state.has_read_failed;
         drop(state);
         match read {
-            Some(_) if has_read_failed => this.end(),
-            Some(buffer) => this.write(buffer),
+            Some(buffer) => this.has_read(buffer),
             None if this.is_last_piece() => this.end(),
             None => this.next(),
         }
@@ -338,17 +355,69 @@ impl Copy {
         };
         let piece = state.piece;
         state.at = end;
-        let request = state.requests.pop();
         drop(state);
+        self.read_part(buffer, piece, piece);
+    }
+
+    /// Reads a part of a piece to its place in the buffer.
+    fn read_part(self: &Arc<Self>, buffer: Buffer, piece: Sectors, part: Sectors) {
+        let request = self.state.lock().requests.pop();
         let Some(request) = request else { return };
         request.read(
             &self.origin.client,
             &self.source,
-            Span::at(Sector(piece.start), (piece.len() * SECTOR_SIZE) as usize),
+            span_in(piece, part, Sector(part.start)),
             buffer,
             self.clone(),
             0,
         );
+    }
+
+    /// A piece has been read, or a part of it; if not, each destination is tried by itself.
+    fn has_read(self: &Arc<Self>, buffer: Buffer) {
+        let mut state = self.state.lock();
+        let (piece, has_failed) = (state.piece, state.has_read_failed);
+        let next = match state.alone {
+            None if !has_failed => None,
+            None if self.destinations.len() == 1 => {
+                state.unread = failed_bit(0);
+                None
+            }
+            None => Some(0),
+            Some(index) => {
+                if has_failed {
+                    state.unread |= failed_bit(index);
+                }
+                Some(index.saturating_add(1))
+            }
+        };
+        let unread = state.unread;
+        let is_unread = |index: usize| unread & failed_bit(index) != 0;
+        let part = next.and_then(|next| {
+            let mut parts = self.parts(piece);
+            parts.find(|(index, _, _)| *index >= next && !is_unread(*index))
+        });
+        state.alone = part.map(|(index, _, _)| index);
+        drop(state);
+        match part {
+            Some((_, _, part)) => self.read_part(buffer, piece, part),
+            // The other pieces are of no use to anybody.
+            None if (0..self.destinations.len()).all(is_unread) => self.end(),
+            None => self.write(buffer),
+        }
+    }
+
+    /// The destinations that have a part in a piece, by their number, with that part.
+    fn parts(&self, piece: Sectors) -> impl Iterator<Item = (usize, &Destination, Sectors)> {
+        let all = self.destinations.iter().enumerate();
+        let parts = all.map(move |(index, destination)| {
+            let part = Sectors {
+                start: destination.from.start.max(piece.start),
+                end: destination.from.end.min(piece.end),
+            };
+            (index, destination, part)
+        });
+        parts.filter(|(_, _, part)| !part.is_empty())
     }
 
     /// Has the work run. It is not queued already: a copy does one thing at a time.
@@ -390,24 +459,25 @@ impl Copy {
         };
         *shared = buffer;
         let buffer: Arc<Buffer> = shared.into();
-        let parts = || {
-            let all = self.destinations.iter().enumerate();
-            all.filter(|(_, d)| d.from.overlaps(&piece))
-        };
         // One more than there are, so that the last to end is known as such.
         let is_last = self.is_last_piece();
         state = self.state.lock();
         state.written = (!is_last).then(|| buffer.clone());
         state.overlay = overlay;
-        state.running = parts().count().saturating_add(1);
+        state.running = self.parts(piece).count().saturating_add(1);
+        let unread = state.unread;
         drop(state);
-        for (index, destination) in parts() {
-            let part = Sectors {
-                start: destination.from.start.max(piece.start),
-                end: destination.from.end.min(piece.end),
-            };
+        for (index, destination, part) in self.parts(piece) {
+            if unread & failed_bit(index) != 0 {
+                if self.is_one_piece() {
+                    self.saved(destination, Some(Failure::ReadOrigin), false);
+                }
+                self.one_less();
+                continue;
+            }
             let into = part.start.saturating_sub(destination.from.start);
-            let offset = part.start.saturating_sub(piece.start);
+            let at = Sector(destination.to.0.saturating_add(into));
+            let span = span_in(piece, part, at);
             let request = self.state.lock().requests.pop();
             let tag = Tag {
                 destination: index,
@@ -421,9 +491,8 @@ impl Copy {
                 &self.origin.client,
                 &destination.cow,
                 Span {
-                    at: Sector(destination.to.0.saturating_add(into)),
-                    offset: (offset * SECTOR_SIZE) as usize,
-                    bytes: destination.whole_blocks((part.len() * SECTOR_SIZE) as usize),
+                    bytes: destination.whole_blocks(span.bytes),
+                    ..span
                 },
                 &buffer,
                 WriteFlags::Data,
@@ -483,9 +552,10 @@ impl Copy {
     /// The data is in memory: from here on, transient stores do without the origin.
     fn in_memory(&self) {
         let mut woken = BioList::new();
-        for destination in &self.destinations {
+        let unread = self.state.lock().unread;
+        for (index, destination) in self.destinations.iter().enumerate() {
             let saved = &destination.saved;
-            if destination.live.persistent().is_some() {
+            if destination.live.persistent().is_some() || unread & failed_bit(index) != 0 {
                 continue;
             }
             if let Some(mut slot) = self.origin.slot(saved.slot) {
@@ -527,10 +597,10 @@ impl Copy {
     /// The copy has come to its end, before anything was written or when all pieces have been.
     fn end(self: &Arc<Self>) {
         let state = self.state.lock();
-        let (has_read_failed, failed) = (state.has_read_failed, state.failed);
+        let (unread, failed) = (state.unread, state.failed);
         drop(state);
         for (index, destination) in self.destinations.iter().enumerate() {
-            let failure = if has_read_failed {
+            let failure = if unread & failed_bit(index) != 0 {
                 Some(Failure::ReadOrigin)
             } else {
                 (failed & failed_bit(index) != 0).then_some(Failure::WriteCow)

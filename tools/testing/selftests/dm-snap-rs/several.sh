@@ -277,6 +277,56 @@ test_blocks_of_cow_that_are_larger_than_pages() {
 	equal "$(digest "$(path snap2)")" "$sum" "SNAP2, with blocks of 16384 bytes"
 }
 
+test_a_bad_sector_that_one_snapshot_needs() {
+	# One read serves both, but only one of them needs what can't be read.
+	local bad=1024
+	disk=$(blk_create 16) cow=$(blk_create 16) cow2=$(blk_create 24)
+	pattern "$disk" 1
+	sum=$(digest "$disk")
+	linear_create dev "$disk"
+	dev=$(path dev)
+	origin_create origin "$dev"
+	snap_add origin snap "$dev" "$cow" P 8
+	snap_add origin snap2 "$dev" "$cow2" P 2048
+	dm_load dev "0 $bad linear $disk 0
+$bad 8 error
+$((bad + 8)) $(($(sectors "$disk") - bad - 8)) linear $disk $((bad + 8))"
+	dm_resume dev
+	write_sectors origin 0 8
+	write_sectors origin 2048 8
+	equal "$(status snap2)" Invalid "the status of the one that needs it"
+	matches "$(status snap)" '^[0-9]+/32768 ' "the status of the other one"
+	dm_load dev "$(linear_table "$disk")"
+	dm_resume dev
+	equal "$(digest "$(path snap)")" "$sum" "SNAP"
+}
+
+test_a_bad_sector_among_many_runs() {
+	# As many runs as one copy can save, and one more: each is judged by itself.
+	local i
+	disk=$(blk_create 16) cow=$(blk_create 16) cow2=$(blk_create 16)
+	pattern "$disk" 1
+	linear_create dev "$disk"
+	dev=$(path dev)
+	origin_create origin "$dev"
+	snap_add origin snap "$dev" "$cow" P 8
+	snap_add origin snap2 "$dev" "$cow2" P 8
+	for ((i = 0; i < 64; i++)); do
+		write_sectors snap $((16 * i + 8)) 8
+	done
+	write_sectors snap2 8 1016
+	sum=$(digest "$(path snap2)")
+	dm_load dev "0 1008 linear $disk 0
+1008 8 error
+1016 $(($(sectors "$disk") - 1016)) linear $disk 1016"
+	dm_resume dev
+	write_sectors origin 0 1024 || true
+	dm_load dev "$(linear_table "$disk")"
+	dm_resume dev
+	equal "$(status snap)" Invalid "the status of the one that needs it"
+	equal "$(digest "$(path snap2)")" "$sum" "the other SNAP"
+}
+
 test_a_snapshot_joins_while_another_leaves() {
 	local i
 	# Large enough for all of the module's slots; which the one that joins must know.
