@@ -132,10 +132,8 @@ impl Prepared {
         // What is written to a COW device has to be whole blocks of it in the buffer as well, for
         // devices that write these from whole pages.
         let range = need.range.begun_at_block(need.block);
-        let blocks = range.len().div_ceil(need.block.max(1));
-        let sectors = blocks.saturating_mul(need.block.max(1));
-        let bytes = sectors.saturating_mul(SECTOR_SIZE);
-        let bytes = bytes.min(MAX_BYTES as u64) as usize;
+        let bytes = range.len().saturating_mul(SECTOR_SIZE);
+        let bytes = whole_blocks(bytes.min(MAX_BYTES as u64) as usize, need.block);
         Ok(Self {
             place: UniqueArc::new_uninit(GFP_KERNEL)?,
             destinations: KVec::with_capacity(count, GFP_KERNEL)?,
@@ -317,6 +315,11 @@ fn failed_bit(destination: usize) -> u64 {
     1 << destination.min(63)
 }
 
+/// So many bytes, rounded up to blocks of so many sectors.
+fn whole_blocks(bytes: usize, block: u64) -> usize {
+    bytes.next_multiple_of(block.max(1).saturating_mul(SECTOR_SIZE) as usize)
+}
+
 /// A part of a piece, at its place in the buffer of that piece, and somewhere on a device.
 fn span_in(piece: Sectors, part: Sectors, at: Sector) -> Span {
     let offset = part.start.saturating_sub(piece.start);
@@ -443,8 +446,7 @@ impl Copy {
         drop(state);
         let bytes = (piece.len() * SECTOR_SIZE) as usize;
         // The last chunk of the origin may be cut off within a block of a COW device.
-        let whole = bytes.next_multiple_of(self.block.max(1).saturating_mul(SECTOR_SIZE) as usize);
-        let rest = whole.saturating_sub(bytes);
+        let rest = whole_blocks(bytes, self.block).saturating_sub(bytes);
         if rest != 0 && buffer.clear(bytes, rest).is_err() {
             self.state.lock().failed = u64::MAX;
             return self.end();

@@ -194,11 +194,10 @@ fn begin(
                 Err(Stop::Copy) => return Begun::Copy,
                 // The other snapshots go on.
                 Err(Stop::Snapshot(why)) => {
-                    let is_refused = matches!(begun, Begun::NoSpace);
-                    if is_refused && why == Failure::CowFull && !live.room.refuses() {
-                        break;
-                    }
-                    if live.no_room(why, false) == NoRoom::Refused {
+                    let is_in_vain = matches!(begun, Begun::NoSpace)
+                        && why == Failure::CowFull
+                        && !live.room.refuses();
+                    if !is_in_vain && live.no_room(why, false) == NoRoom::Refused {
                         begun = Begun::NoSpace;
                     }
                     break;
