@@ -705,14 +705,19 @@ test_a_failed_merge_can_be_removed_at_once() {
 	equal "$(cow_py digest "$cow" "$dev")" "$SUM" "SNAP by the format"
 }
 
-test_a_device_that_was_reduced() {
-	# DEV, ORIGIN and SNAP have become smaller, to an end within a chunk.
+# devices_to_reduce - DEV stands on a disk, so that its size can be changed.
+devices_to_reduce() {
 	disk=$(blk_create 8) cow=$(blk_create 16)
 	linear_create dev "$disk"
 	dev=$(path dev)
 	pattern "$dev" 1
 	origin_create origin "$dev"
 	snap_add origin snap "$dev" "$cow" P 16
+}
+
+test_a_device_that_was_reduced() {
+	# DEV, ORIGIN and SNAP have become smaller, to an end within a chunk.
+	devices_to_reduce
 	dm_load dev "$(linear_table "$disk" 2056)"
 	dm_resume dev
 	dm_load origin "$(origin_table "$dev")"
@@ -731,12 +736,7 @@ test_a_device_that_was_reduced() {
 test_chunks_that_a_reduced_device_has_no_more() {
 	# The records of what can't be merged stay, until DEV is as it was.
 	on_c && skip "the C target does not see that DEV is smaller"
-	disk=$(blk_create 8) cow=$(blk_create 16)
-	linear_create dev "$disk"
-	dev=$(path dev)
-	pattern "$dev" 1
-	origin_create origin "$dev"
-	snap_add origin snap "$dev" "$cow" P 16
+	devices_to_reduce
 	SUM=$(digest "$(path snap)")
 	write_sectors origin 2048 128
 	dm_suspend snap

@@ -350,6 +350,14 @@ test_messages_to_a_transient_snapshot() {
 	figures snap
 }
 
+# not_committed WHY - the message commit fails, and the log says what the snapshot is.
+not_committed() {
+	log_mark commit
+	refused message snap commit
+	log_has commit "^device-mapper: snapshot-rs: message 'commit': the snapshot is $1" ||
+		fail "no line in the log: $(log_since commit)"
+}
+
 test_messages_to_an_invalid_snapshot() {
 	devices
 	linear_create cow "$cow" 512
@@ -357,10 +365,7 @@ test_messages_to_an_invalid_snapshot() {
 	snap P
 	write_blocks origin 0 100
 	equal "$(status snap)" Invalid "the status"
-	log_mark commit
-	refused message snap commit
-	log_has commit "^device-mapper: snapshot-rs: message 'commit': the snapshot is invalid" ||
-		fail "no line in the log: $(log_since commit)"
+	not_committed "invalid"
 	stats snap
 	# 64 chunks: the header, an area, and what there was room for.
 	equal "${FIGURE[copies]} ${FIGURE[records]}" "62 62" "copies and records"
@@ -376,10 +381,7 @@ test_messages_to_a_snapshot_that_has_left() {
 	snap_create snap2 "$dev" "$cow" P 8
 	dm_remove snap2
 	write_blocks origin 0 3
-	log_mark commit
-	refused message snap commit
-	log_has commit "^device-mapper: snapshot-rs: message 'commit': the snapshot is not in use" ||
-		fail "no line in the log: $(log_since commit)"
+	not_committed "not in use"
 	equal "$(status snap)" Invalid "the status"
 }
 

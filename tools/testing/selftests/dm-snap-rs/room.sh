@@ -585,15 +585,18 @@ test_other_snapshots_after_a_refused_write() {
 	done
 }
 
+# small_cows NAME... - the devices, and for each name a COW device of 512 KiB more.
+small_cows() {
+	local name
+	devices
+	for name; do
+		linear_create "cow-$name" "$(blk_create 2)" 1024
+	done
+}
+
 test_a_refused_write_waits_for_nobody() {
 	# The time of the one that would have it wait does not begin.
-	local a b
-	devices
-	for name in a b; do
-		declare -n d=$name
-		d=$(blk_create 2)
-		linear_create "cow-$name" "$d" 1024
-	done
+	small_cows a b
 	snap_add origin a "$dev" "$(path cow-a)" P 8 "$QUEUE"
 	snap_add origin b "$dev" "$(path cow-b)" P 8 "$ERROR"
 	log_mark refused
@@ -611,14 +614,9 @@ test_a_refused_write_waits_for_nobody() {
 }
 
 test_each_snapshot_that_refuses_tells_so() {
-	local a b
-	devices
-	for name in a b; do
-		declare -n d=$name
-		d=$(blk_create 2)
-		linear_create "cow-$name" "$d" 1024
-		snap_add origin "$name" "$dev" "$(path "cow-$name")" P 8 "$ERROR"
-	done
+	small_cows a b
+	snap_add origin a "$dev" "$(path cow-a)" P 8 "$ERROR"
+	snap_add origin b "$dev" "$(path cow-b)" P 8 "$ERROR"
 	no_space write_blocks origin 0 200
 	has_events a 1 || fail "no event of the one"
 	has_events b 1 || fail "no event of the other"
@@ -626,13 +624,8 @@ test_each_snapshot_that_refuses_tells_so() {
 
 test_each_snapshot_has_its_own_policy() {
 	# One waits, one fails, one is given up.
-	local a b c
-	devices
-	for name in a b c; do
-		declare -n d=$name
-		d=$(blk_create 2)
-		linear_create "cow-$name" "$d" 1024
-	done
+	local name
+	small_cows a b c
 	snap_add origin a "$dev" "$(path cow-a)" P 8
 	snap_add origin b "$dev" "$(path cow-b)" P 8 "$ERROR"
 	snap_add origin c "$dev" "$(path cow-c)" P 8 "$QUEUE"
