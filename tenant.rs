@@ -558,8 +558,8 @@ impl Drop for Tenant {
             let mut lines = tenure.lines.iter();
             let heir = lines.find(|line| line.handle.replaces(&self.handle));
             if let Some(mut heir) = heir.cloned() {
-                // If it is longer, it becomes so when it is resumed.
-                heir.end = heir.end.min(self.live.end());
+                // It becomes longer, or shorter, only when it is resumed.
+                heir.end = self.live.end();
                 return self.live.set_table(&mut tenure, heir, false);
             }
         }

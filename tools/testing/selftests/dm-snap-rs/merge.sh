@@ -892,13 +892,16 @@ test_a_merge_that_is_refused_changes_nothing() {
 	equal "$(digest "$(path snap2)")" "$image" "the other SNAP after writes to ORIGIN"
 }
 
-test_a_merge_that_is_refused_on_the_device_of_the_snapshot() {
+# refused_on_snap [SECTORS] - a merge, of so many sectors, is refused on SNAP's own device.
+refused_on_snap() {
 	# device-mapper gives the table before up, although the next one could not be resumed.
 	# That one answers for the snapshot then, which goes on.
+	local table
 	on_c && skip "the C target does not refuse it"
 	devices 8 16
 	written P 8
-	dm_load snap "$(merge_table "$dev" "$cow" P 8)"
+	table=$(merge_table "$dev" "$cow" P 8)
+	dm_load snap "0 ${1:-$(sectors "$dev")} ${table#* * }"
 	refused dm_resume snap
 	pattern "$(path origin)" 3
 	dm_load snap "$(snap_table "$dev" "$cow" P 8)"
@@ -910,6 +913,10 @@ test_a_merge_that_is_refused_on_the_device_of_the_snapshot() {
 	wait_merged origin 60
 	equal "$(digest "$(path origin)")" "$SUM" "ORIGIN"
 }
+
+test_a_merge_that_is_refused_on_the_device_of_the_snapshot() { refused_on_snap; }
+
+test_a_shorter_merge_that_is_refused_there() { refused_on_snap 4096; }
 
 test_a_merge_beside_an_origin_in_one_table() {
 	# What is written by way of the other line would be overwritten by the merge.
