@@ -302,8 +302,9 @@ impl Live {
             return;
         };
         let mark = store.mark();
+        // What is not past under the lock, is told of afterwards; another one may be the last.
+        let mut commit = self.commit.lock();
         while !store.is_past(mark) {
-            let mut commit = self.commit.lock();
             commit.is_due = true;
             let seen = commit.finished;
             self.queue_commit();
