@@ -181,6 +181,10 @@ fn map(live: &Arc<Live>, devices: &Devices, mut incoming: Incoming<'_, Io>) -> M
             &devices.cow
         };
         let mut bio = incoming.into_bio();
+        // A snapshot that was lost before its merge began has nothing that could count.
+        if !is_first && live.is_lost() {
+            return Mapped::End(bio, Ok(()));
+        }
         bio.remap(device, Sector(0));
         return Mapped::Remapped(bio);
     }

@@ -828,6 +828,27 @@ test_an_invalid_snapshot() {
 	exclusive "$dev" "$cow"
 }
 
+test_flushes_when_the_snapshot_is_lost() {
+	# ORIGIN is DEV, whatever has become of COW.
+	local room
+	on_c && skip "the C target sends them to COW as well"
+	dev=$(blk_create 8)
+	room=$(blk_create 16 cache_size=1)
+	linear_create cow "$room"
+	cow=$(path cow)
+	pattern "$dev" 1
+	origin_create origin "$dev"
+	snap_add origin snap "$dev" "$cow" P 8
+	cow_table "$(flakey "$room")"
+	dd if=/dev/zero of="$(path origin)" bs=64K count=1 oflag=direct status=none
+	wait_for 20 status_is snap Invalid || fail "the status is '$(status snap)'"
+	refused dd if=/dev/zero of="$cow" bs=4K count=1 conv=fsync status=none
+	dm_suspend snap
+	merge_reload origin "$dev" "$cow" P 8
+	equal "$(status origin)" Invalid "the status of the merge"
+	dd if=/dev/urandom of="$(path origin)" bs=64K count=9 conv=fsync status=none
+}
+
 test_a_snapshot_that_is_not_suspended() {
 	devices 8 16
 	written P 8
