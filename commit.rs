@@ -544,7 +544,7 @@ impl Live {
         // Whoever takes the snapshot out of use says so first, and then waits until nothing is
         // under way. So this is under way before it is looked at what was said.
         self.start_busy();
-        let Some((request, buffer, span)) = self.next_zeroes(store) else {
+        let Some((request, buffer, span)) = self.next_zeroes(store, &devices) else {
             return self.end_busy();
         };
         request.write(
@@ -559,7 +559,11 @@ impl Live {
     }
 
     /// The next piece that is to be zeroed, if any is and none is being written.
-    fn next_zeroes(self: &Arc<Self>, store: &Persistent) -> Option<(Request<Self>, Buffer, Span)> {
+    fn next_zeroes(
+        self: &Arc<Self>,
+        store: &Persistent,
+        devices: &Devices,
+    ) -> Option<(Request<Self>, Buffer, Span)> {
         // Those records that there are still need their places; there will be no others, and
         // none must be lost for want of a place for them.
         if (self.is_merging() || !self.is_active()) && !store.has_volatile() {
@@ -568,10 +572,14 @@ impl Live {
         let mut commit = self.commit.lock();
         commit.zero.request.as_ref()?;
         if core::mem::take(&mut commit.zero.has_failed) {
-            commit.zero.now = None;
-            drop(commit);
-            self.fail(Failure::WriteMetadata);
-            return None;
+            let failed = commit.zero.now.take();
+            let cow = devices.cow.sectors();
+            // No record needs an area that is not there any more.
+            if !failed.is_some_and(|(zeroing, ..)| store.is_gone(&zeroing, cow)) {
+                drop(commit);
+                self.fail(Failure::WriteMetadata);
+                return None;
+            }
         }
         if self.health() == Health::Invalid {
             return None;

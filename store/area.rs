@@ -93,7 +93,7 @@ impl Allocator {
         new
     }
 
-    /// Takes note of the size of the device, which may have grown.
+    /// Takes note of the size of the device, which may have changed.
     pub(crate) fn set_total(&mut self, total_chunks: u64) {
         if total_chunks == self.total {
             return;
@@ -500,9 +500,17 @@ impl Cursor {
         }
     }
 
-    /// Takes note of the size of the device, which may have grown.
+    /// Takes note of the size of the device, which may have changed.
     pub(crate) fn set_layout(&mut self, layout: &Layout) {
         self.areas = layout.areas();
+        // Whatever may stand where an area has been, if the device grows again.
+        let there = self.areas.max(self.area.saturating_add(1));
+        self.zeroed_until = self.zeroed_until.min(there);
+    }
+
+    /// Whether the device has become so small that it ends before what was to be zeroed.
+    pub(crate) fn is_gone(&self, zeroing: &Zeroing) -> bool {
+        zeroing.area >= self.areas
     }
 
     /// The area in which the next record goes, and its number there.
@@ -634,7 +642,7 @@ impl Cursor {
 
     /// What was asked for is zero on stable media.
     pub(crate) fn zeroed(&mut self, zeroing: &Zeroing) {
-        if zeroing.area == self.zeroed_until {
+        if zeroing.area == self.zeroed_until && !self.is_gone(zeroing) {
             self.zeroed_until = zeroing.area.saturating_add(1);
         }
     }

@@ -153,14 +153,7 @@ impl Persistent {
     pub(super) fn alloc(&self, want: u64, sectors: u64) -> Result<Chunks, NoChunk> {
         let mut state = self.state.lock();
         let state = &mut *state;
-        // The device may have grown, which takes effect at once.
-        if let Some(layout) = Layout::new(state.layout.chunk_size, sectors, self.origin_sectors) {
-            if layout.total_chunks > state.layout.total_chunks {
-                state.allocator.set_total(layout.total_chunks);
-                state.cursor.set_layout(&layout);
-                state.layout = layout;
-            }
-        }
+        self.resize(state, sectors);
         // The place for the record comes first: once data is saved, nothing may fail any more.
         let needed = state.outstanding.saturating_add(1);
         if state.ready.capacity() < needed {
@@ -169,6 +162,17 @@ impl Persistent {
         let run = state.allocator.alloc(want).ok_or(NoChunk::Full)?;
         state.outstanding = needed;
         Ok(run)
+    }
+
+    /// The device may have grown, or have become smaller, which takes effect at once.
+    fn resize(&self, state: &mut State, sectors: u64) {
+        if let Some(layout) = Layout::new(state.layout.chunk_size, sectors, self.origin_sectors) {
+            if layout.total_chunks != state.layout.total_chunks {
+                state.allocator.set_total(layout.total_chunks);
+                state.cursor.set_layout(&layout);
+                state.layout = layout;
+            }
+        }
     }
 
     /// See [`super::Store::grow`].
@@ -348,6 +352,13 @@ impl Persistent {
         let bytes = zeroing.piece().bytes(self.block);
         let at = sector_of(&state.layout, zeroing.area, bytes.start)?;
         Some((zeroing, at, bytes.end.saturating_sub(bytes.start)))
+    }
+
+    /// Whether the device, which has so many sectors now, ends before what was to be zeroed.
+    pub(crate) fn is_gone(&self, zeroing: &Zeroing, sectors: u64) -> bool {
+        let mut state = self.state.lock();
+        self.resize(&mut state, sectors);
+        state.cursor.is_gone(zeroing)
     }
 
     /// The area in which the next record goes.

@@ -323,6 +323,59 @@ test_the_time_counts_anew_after_growth() {
 	ends
 }
 
+test_a_merge_that_is_stopped_waits_no_longer() {
+	# The time of a write that waits later begins anew.
+	small_cows q
+	grow 65536
+	snap P
+	write_blocks snap 0 300
+	snap_add origin q "$dev" "$(path cow-q)" P 8 "$QUEUE"
+	echo 0 >"$TIMEOUT"
+	log_mark full
+	dm_suspend snap
+	merge_reload origin "$dev" "$cow" P 8
+	wait_for 20 is_full || fail "the merge does not wait"
+	dm_load origin "$(origin_table "$dev")"
+	dm_resume origin
+	fills_up origin 2000 200
+	dm_remove q
+	ends
+}
+
+# ---------------------------------------------------------------------------
+# COW becomes smaller
+
+test_nothing_is_written_behind_the_end() {
+	# Areas were zeroed ahead there, and the next one would be.
+	devices
+	grow 32768
+	snap P
+	write_blocks origin 0 1
+	grow 4112
+	write_blocks origin 1 300
+	is_good snap
+	shows_old
+	# When it grows again, other data may be there.
+	dd if=/dev/urandom of="$space" bs=4112b seek=1 count=7 oflag=direct status=none
+	grow 32768
+	write_blocks origin 301 1000
+	is_good snap
+	dm_remove snap
+	sound "$cow" "$dev"
+	snap_create snap "$dev" "$cow" P 8
+	shows_old
+}
+
+test_the_room_that_is_left_counts() {
+	devices
+	grow 2064
+	snap P "$ERROR"
+	grow 1600
+	no_space write_blocks origin 0 300
+	is_good snap
+	shows_old
+}
+
 # ---------------------------------------------------------------------------
 # Devices with waiting writes are suspended, reloaded and removed
 

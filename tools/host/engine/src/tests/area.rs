@@ -374,6 +374,12 @@ impl Disk {
         }
     }
 
+    /// The device becomes smaller; what is cut off does not come back.
+    fn shrink_to(&mut self, chunks: u64) {
+        self.layout.total_chunks = chunks;
+        self.bytes.truncate(chunks as usize * self.chunk_bytes());
+    }
+
     /// Reads as the kernel's `snapshot` target does: area by area until an empty record. It
     /// cannot open a device that ends before there is one.
     fn read_as_c(&self) -> Result<(Vec<Record>, u64), &'static str> {
@@ -493,8 +499,10 @@ enum Step {
     Reopen,
     /// Allocated, and never recorded.
     Forget(u64),
-    /// The device grows.
+    /// The device grows by so many chunks.
     Grow(u64),
+    /// It becomes smaller, but for what is in use.
+    Shrink(u64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -516,6 +524,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Reopen),
         1 => (1..20u64).prop_map(Step::Forget),
         1 => (1..40u64).prop_map(Step::Grow),
+        1 => (1..40u64).prop_map(Step::Shrink),
     ]
 }
 
@@ -528,6 +537,22 @@ fn bits(mut seed: u64) -> impl FnMut() -> bool {
         seed ^= seed << 17;
         seed & 16 != 0
     }
+}
+
+/// The device changes its size. Nothing that is in use is cut off, nor the area in which the next
+/// record goes with the chunk behind it.
+fn resize(disk: &mut Disk, store: &mut Store, by: i64) {
+    let (area, _) = store.cursor.position();
+    let behind = |area| disk.layout.area_chunk(area).map_or(0, |chunk| chunk.0 + 2);
+    let in_use = store.allocator.next_free().0.max(behind(area));
+    let total = disk.layout.total_chunks;
+    if by < 0 {
+        disk.shrink_to(total.saturating_add_signed(by).max(in_use).min(total));
+    } else {
+        disk.grow_to(total.saturating_add_signed(by));
+    }
+    store.allocator.set_total(disk.layout.total_chunks);
+    store.cursor.set_layout(&disk.layout);
 }
 
 /// Commits records; if `crash` is given, the last batch is under way when the power fails.
@@ -700,11 +725,8 @@ fn simulate(sectors: u64, chunks: u64, block: usize, steps: &[Step]) {
             }
             Step::Reopen => store = Store::open(&disk),
             Step::Forget(count) => drop(store.allocator.alloc(count)),
-            Step::Grow(more) => {
-                disk.grow_to(disk.layout.total_chunks + more);
-                store.allocator.set_total(disk.layout.total_chunks);
-                store.cursor.set_layout(&disk.layout);
-            }
+            Step::Grow(more) => resize(&mut disk, &mut store, more as i64),
+            Step::Shrink(less) => resize(&mut disk, &mut store, -(less as i64)),
         }
         check(&disk, &store);
     }
@@ -1019,6 +1041,30 @@ fn zeroing_keeps_ahead() {
     grown.total_chunks += 1;
     cursor.set_layout(&grown);
     assert_eq!(cursor.wants_zeroing().map(|z| z.area), Some(3));
+}
+
+#[test]
+fn a_device_that_becomes_smaller() {
+    let four = layout(1, 1 + 33 * 4);
+    let two = layout(1, 1 + 33 * 2);
+    let mut cursor = Cursor::fresh(&four);
+    let mut zeroed = Vec::new();
+    while let Some(zeroing) = cursor.wants_zeroing() {
+        cursor.zeroed(&zeroing);
+        zeroed.push(zeroing);
+    }
+    assert_eq!(zeroed.last().map(|z| z.area), Some(2));
+    cursor.set_layout(&two);
+    assert!(cursor.is_gone(&zeroed[1]) && !cursor.is_gone(&zeroed[0]));
+    assert_eq!(cursor.wants_zeroing(), None);
+    // What was under way meanwhile changes nothing.
+    cursor.zeroed(&zeroed[1]);
+    let batch = cursor.plan(1000, 512, 1 << 20).unwrap();
+    assert_eq!(batch.records(), 2 * 32 - 1);
+    // It grows, and nobody knows what is there now.
+    cursor.set_layout(&four);
+    assert_eq!(cursor.wants_zeroing().map(|z| z.area), Some(2));
+    assert_eq!(cursor.plan(1000, 512, 1 << 20), Ok(batch));
 }
 
 #[test]
