@@ -420,6 +420,7 @@ impl Live {
     /// Takes over what another table says, whose target answers for the snapshot from now on.
     pub(crate) fn set_table(&self, tenure: &mut Tenure, line: Line, is_running: bool) {
         self.set_devices(Some(line.devices));
+        let is_shorter = line.end < self.end();
         self.sectors.store(line.end, Release);
         let reports_overflow = line.store_type == StoreType::PersistentOverflow;
         self.reports_overflow
@@ -430,8 +431,9 @@ impl Live {
             handle: line.handle,
             is_running,
         });
-        // What is waited for may have become another thing.
-        if self.room.stop_waiting() {
+        // What is waited for may have become another thing. A write may just have been found to
+        // need a copy, and then not: what it waits for will not come.
+        if self.room.stop_waiting() || is_shorter {
             self.origin.wake_all();
         }
     }
