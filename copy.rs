@@ -382,10 +382,6 @@ impl Copy {
         let (piece, has_failed) = (state.piece, state.has_read_failed);
         let next = match state.alone {
             None if !has_failed => None,
-            None if self.destinations.len() == 1 => {
-                state.unread = failed_bit(0);
-                None
-            }
             None => Some(0),
             Some(index) => {
                 if has_failed {

@@ -301,6 +301,29 @@ $((bad + 8)) $(($(sectors "$disk") - bad - 8)) linear $disk $((bad + 8))"
 	equal "$(digest "$(path snap)")" "$sum" "SNAP"
 }
 
+test_a_bad_sector_that_only_a_full_one_would_need() {
+	# For its blocks, more is read than the other one needs.
+	disk=$(blk_create 8) cow=$(blk_create 8)
+	linear_create cow2 "$(blk_create 8 blocksize=4096)" 24
+	pattern "$disk" 1
+	sum=$(digest "$disk")
+	linear_create dev "$disk"
+	dev=$(path dev)
+	origin_create origin "$dev"
+	snap_add origin snap "$dev" "$cow" P 2
+	snap_add origin snap2 "$dev" "$(path cow2)" P 8
+	write_sectors origin 1024 8
+	dm_load dev "0 2 error
+2 $(($(sectors "$disk") - 2)) linear $disk 2"
+	dm_resume dev
+	write_sectors origin 6 2
+	equal "$(status snap2)" Invalid "the status of the one that is full"
+	matches "$(status snap)" '^[0-9]+/16384 ' "the status of the other one"
+	dm_load dev "$(linear_table "$disk")"
+	dm_resume dev
+	equal "$(digest "$(path snap)")" "$sum" "SNAP"
+}
+
 test_a_bad_sector_among_many_runs() {
 	# As many runs as one copy can save, and one more: each is judged by itself.
 	local i
