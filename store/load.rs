@@ -84,7 +84,8 @@ pub(crate) fn read_header(client: &Client, cow: &Device, asked: ChunkSize) -> Re
 pub(crate) fn header(cow: &Device, chunk_size: ChunkSize, valid: bool) -> Result<Buffer> {
     let block = cow.logical_block_size() as usize;
     let mut buffer = Buffer::new(block, GFP_KERNEL)?;
-    buffer.clear(0, block)?;
+    // All of it, as the device beneath may have larger blocks when it is written.
+    buffer.clear(0, buffer.len())?;
     buffer.write(0, &Header { valid, chunk_size }.encode())?;
     Ok(buffer)
 }
