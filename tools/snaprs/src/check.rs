@@ -181,34 +181,36 @@ impl<'a> Report<'a> {
                 self.problem("header", None, text);
                 Ok(())
             }
-            Ok(None) => {
-                self.check_fresh();
-                Ok(())
-            }
+            Ok(None) => self.check_fresh(image),
             Ok(Some(header)) => self.check_used(image, &header),
         }
     }
 
-    /// A device without a header.
-    fn check_fresh(&mut self) {
+    /// A device without a header. Whoever makes a new one need not have zeroed more than the
+    /// sector of the header, and no target looks at more than the magic number: so what stands
+    /// behind that sector is no problem.
+    fn check_fresh(&mut self, image: &Image) -> Result {
         self.state = "fresh";
-        let is_empty = self
-            .header
-            .as_ref()
-            .is_none_or(|h| (h.valid, h.version, h.chunk_size) == (0, 0, 0));
-        if is_empty {
-            self.note(
-                "fresh",
-                "there is no header: the device has not been used yet",
-            );
-        } else {
+        if !image.head_is_zero() {
             self.problem(
                 "header-lost",
                 None,
                 "COW header has the magic number 0, so the device counts as a new one, but \
                  what stands behind that is not empty",
             );
+        } else if image.start_is_zero()? {
+            self.note(
+                "fresh",
+                "there is no header, and the device begins with zeroes as a new one does",
+            );
+        } else {
+            self.note(
+                "foreign",
+                "there is no header, so the device counts as a new one, but its first 4 KiB are \
+                 not zero: it holds something else, or the header is lost",
+            );
         }
+        Ok(())
     }
 
     fn check_used(&mut self, image: &Image, header: &Header) -> Result {
@@ -330,7 +332,7 @@ impl<'a> Report<'a> {
 
     /// What stands where the records end, and behind that.
     fn check_end(&mut self, image: &Image, layout: &Layout, end: End) {
-        let (at, old) = match end {
+        let (at, old, behind) = match end {
             End::Live => return,
             End::Device => {
                 self.problem(
@@ -341,7 +343,7 @@ impl<'a> Report<'a> {
                 );
                 return;
             }
-            End::Empty { at, old } => (at, old),
+            End::Empty { at, old, behind } => (at, old, behind),
         };
         if let Some(live) = &image.live {
             let text = format!(
@@ -362,6 +364,16 @@ impl<'a> Report<'a> {
             );
             self.problem("new-is-header", Some(at), text);
         }
+        // A batch of records that was cut short by a crash may be there in its later sectors and
+        // not in its earlier ones; but a sector is written as one.
+        if behind != 0 {
+            let text = format!(
+                "record {} of area {} is empty, but {behind} records behind it in the same \
+                 sector are not: records have been lost",
+                at.index, at.area
+            );
+            self.problem("records-lost", Some(at), text);
+        }
         if let Err(error) = self.look_behind(image, layout, at) {
             self.is_unreadable = true;
             let text = format!("what comes behind the last record cannot be read ({error})");
@@ -369,19 +381,9 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// A batch of records that was cut short by a crash may be there in its later sectors and
-    /// not in its earlier ones; but a sector is written as one.
+    /// What stands in later sectors, where a crash may leave something.
     fn look_behind(&mut self, image: &Image, layout: &Layout, at: Place) -> std::io::Result<()> {
         let sector = next_sector(at.index, layout);
-        let near = Remains::find(image, layout, at.area, at.index.saturating_add(1), sector)?;
-        if near.filled != 0 {
-            let text = format!(
-                "record {} of area {} is empty, but {} records behind it in the same sector \
-                 are not: records have been lost",
-                at.index, at.area, near.filled
-            );
-            self.problem("records-lost", Some(at), text);
-        }
         let far = Remains::find(image, layout, at.area, sector, layout.per_area)?;
         if far.filled != 0 {
             self.note(
@@ -540,4 +542,47 @@ fn print_origin(origin: &Origin, layout: &Layout, out: &mut impl Write) -> Resul
         )?,
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        store::format::Record,
+        tests::image,
+        units::{Chunk, ChunkSize},
+    };
+    use std::{fs::File, os::unix::fs::FileExt};
+
+    /// The kernel may append records at any time, and so after the end of them was read.
+    #[test]
+    fn what_is_appended_meanwhile_is_not_lost() {
+        let record = |n| Record {
+            old: Chunk(n),
+            new: Chunk(n + 2),
+        };
+        let records: Vec<_> = (0..3).map(record).collect();
+        let (path, image, layout) = image(ChunkSize::from_sectors(8).unwrap(), 100, &records);
+        let file = File::options().write(true).open(&path.0).unwrap();
+        let put = |n, bytes: [u8; 16]| file.write_all_at(&bytes, 4096 + n * 16).unwrap();
+        let end = || {
+            let mut walk = Walk::new(&image, &layout, None);
+            while walk.step().is_some() {}
+            walk.end().unwrap()
+        };
+        let mut report = Report::of(&image, 0).unwrap();
+        let before = end();
+        for n in 3..6 {
+            put(n, record(n).encode());
+        }
+        report.check_end(&image, &layout, before);
+        assert!(report.clean, "{}", report.problems[0].text);
+        // What stood there when the end was read counts, even if it has gone since.
+        put(3, [0; 16]);
+        let before = end();
+        put(4, [0; 16]);
+        put(5, [0; 16]);
+        report.check_end(&image, &layout, before);
+        assert_eq!(report.counts, BTreeMap::from([("records-lost", 1)]));
+    }
 }

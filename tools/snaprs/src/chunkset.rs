@@ -17,8 +17,8 @@ const PAGE: u64 = WORDS as u64 * 64;
 /// not empty.
 ///
 /// A device that is read may be damaged and name any chunk at all, so that one bitmap from
-/// the first to the last would not do. So a chunk costs a page of some 80 bytes at most,
-/// and where they are dense two bits.
+/// the first to the last would not do. So a chunk costs a page of some 140 bytes at most,
+/// with its share of the tree, and where they are dense two bits.
 #[derive(Default)]
 pub(crate) struct ChunkSet {
     pages: BTreeMap<u64, [u64; WORDS]>,

@@ -4,7 +4,8 @@
 
 #![deny(unsafe_code)]
 
-use clap::{Args, Parser, Subcommand};
+use crate::image::ANY_ORIGIN;
+use clap::{value_parser, Args, Parser, Subcommand};
 use std::path::PathBuf;
 
 /// Looks at the COW devices of persistent device-mapper snapshots
@@ -36,12 +37,12 @@ pub(crate) enum Command {
     /// header or a metadata area, or is used by an earlier record; its old chunk lies beyond
     /// the end of the origin, or has an earlier record. It goes on behind a bad record.
     ///
-    /// The header, the chunk size, the end of the records and what stands behind it are
-    /// checked as well. That a snapshot is marked as invalid counts as a problem.
+    /// The header, the chunk size and the end of the records are checked as well and, without
+    /// --live, what stands behind it. That a snapshot is marked as invalid counts as a problem.
     ///
-    /// Notes are no problems: holes between the chunks in use, which a crash or a merge
-    /// leaves and which are used again; what a crash left behind the last record; an area
-    /// ahead that is not zero yet.
+    /// Notes are no problems: that there is no header; what a crash left behind the last
+    /// record; an area ahead that is not zero yet. Holes between the chunks in use, which a
+    /// crash or a merge leaves, are only counted: they are used again.
     #[command(after_long_help = CHECK_STATUS)]
     Check {
         #[command(flatten)]
@@ -56,8 +57,9 @@ pub(crate) enum Command {
     /// Shows the header, the areas, and the records or runs
     ///
     /// A run is what stands side by side in an area and is consecutive on the origin and on
-    /// the COW device. Bad records are shown and marked.
-    #[command(after_long_help = STATUS)]
+    /// the COW device. Bad records are shown and marked, and so are those that cannot be read;
+    /// it goes on behind them.
+    #[command(after_long_help = DUMP_STATUS)]
     Dump {
         #[command(flatten)]
         source: Source,
@@ -81,9 +83,10 @@ pub(crate) enum Command {
     /// soon as its old data is saved, while the write may still be on its way to the origin.
     ///
     /// Nothing is listed of a snapshot in which "snaprs check" finds a problem, since something
-    /// would be missing. Changes that were made past the origin target are not known, nor those of
-    /// discards with the snapshot's feature discard_passdown_origin.
-    #[command(after_long_help = STATUS)]
+    /// would be missing; nor of a device without a header, as every snapshot that was ever active
+    /// has one. Changes that were made past the origin target are not known, nor those of discards
+    /// with the snapshot's feature discard_passdown_origin.
+    #[command(after_long_help = DELTA_STATUS)]
     Delta {
         #[command(flatten)]
         source: Source,
@@ -119,6 +122,7 @@ pub(crate) struct Source {
     pub(crate) origin: Option<PathBuf>,
     /// The size of the origin in sectors, instead of the origin itself
     #[arg(long, value_name = "N", conflicts_with = "origin")]
+    #[arg(value_parser = value_parser!(u64).range(..=ANY_ORIGIN))]
     pub(crate) origin_sectors: Option<u64>,
 }
 
@@ -126,13 +130,21 @@ const CHECK_STATUS: &str = "\
 Exit status, with the bits of fsck(8):
   0   no problem was found
   4   problems were found; nothing is mended
-  8   an operational error: the device cannot be opened, read, …
-  12  problems were found, and parts cannot be read
+  8   an operational error: the device cannot be opened, the report not be written, …
+  12  problems were found, and parts cannot be read, or the report not be written
   16  the command line is wrong";
 
-const STATUS: &str = "\
+const DUMP_STATUS: &str = "\
 Exit status, with the bits of fsck(8):
   0   it is done
   4   the header or a record is bad: see \"snaprs check\"
+  8   an operational error: the device cannot be opened, parts cannot be read, …
+  12  both
+  16  the command line is wrong";
+
+const DELTA_STATUS: &str = "\
+Exit status, with the bits of fsck(8):
+  0   it is done
+  4   there is no header, or \"snaprs check\" finds a problem
   8   an operational error: the device cannot be opened, read, …
   16  the command line is wrong";

@@ -7,7 +7,7 @@
 use crate::{
     check::Report,
     chunkset::ChunkSet,
-    failure::{status, Result},
+    failure::{status, Failure, Result},
     image::Image,
     json::Object,
     units::{ChunkSize, SECTOR_SIZE},
@@ -23,16 +23,15 @@ struct Range {
 }
 
 /// Why what is listed may be more than what has changed.
-fn reasons(image: &Image, chunk_size: Option<ChunkSize>) -> Vec<String> {
-    let mut reasons = Vec::new();
-    if let Some(size) = chunk_size {
-        reasons.push(format!(
+fn reasons(image: &Image, chunk_size: ChunkSize) -> Vec<String> {
+    let mut reasons = vec![
+        format!(
             "whole chunks of {} bytes are listed, however little of them was written, and \
              whether or not it was other data",
-            size.bytes()
-        ));
-    }
-    reasons.push("what was written to the snapshot itself is listed too".into());
+            chunk_size.bytes()
+        ),
+        "what was written to the snapshot itself is listed too".into(),
+    ];
     if image.live.is_some() {
         reasons.push(
             "the snapshot is live: a chunk is listed as soon as its old data is saved, and \
@@ -50,8 +49,15 @@ pub(crate) fn run(image: &Image, json: bool, out: &mut impl Write) -> Result<u8>
     if image.live.is_some() {
         notes.push("writes that came after the list was begun are not in it".into());
     }
-    let header = image.header().ok().flatten();
-    let size = header.map(|header| header.chunk_size);
+    // Every snapshot that was ever active has a header. Without one nothing is known, which is
+    // not the same as that nothing has changed.
+    let Ok(Some(header)) = image.header() else {
+        return Err(Failure::Damaged(format!(
+            "{}: there is no header: no snapshot has used this device, or the header is lost",
+            image.name
+        )));
+    };
+    let size = header.chunk_size;
     let limit = image
         .origin
         .sectors
@@ -62,7 +68,7 @@ pub(crate) fn run(image: &Image, json: bool, out: &mut impl Write) -> Result<u8>
         let mut object = Object::begin(out)?;
         object.member("device", &image.name)?;
         object.member("live", &image.live)?;
-        object.member("chunk_bytes", &size.map(ChunkSize::bytes))?;
+        object.member("chunk_bytes", &size.bytes())?;
         object.member("origin_bytes", &limit)?;
         object.member("superset", &true)?;
         object.member("because", &reasons(image, size))?;
@@ -95,17 +101,18 @@ pub(crate) fn run(image: &Image, json: bool, out: &mut impl Write) -> Result<u8>
 /// The ranges in bytes. The last chunk of an origin may be there only in part.
 fn ranges(
     saved: &ChunkSet,
-    size: Option<ChunkSize>,
+    size: ChunkSize,
     limit: Option<u64>,
 ) -> impl Iterator<Item = Range> + '_ {
-    saved.ranges().filter_map(move |range| {
-        let sectors = size?.sectors_of(range);
-        let offset = sectors.start.checked_mul(SECTOR_SIZE)?;
-        let end = sectors.end.checked_mul(SECTOR_SIZE)?;
+    saved.ranges().map(move |range| {
+        let sectors = size.sectors_of(range);
+        // No origin is so large that this saturates; and no range may be left out.
+        let offset = sectors.start.saturating_mul(SECTOR_SIZE);
+        let end = sectors.end.saturating_mul(SECTOR_SIZE);
         let end = limit.map_or(end, |limit| end.min(limit));
-        Some(Range {
+        Range {
             offset,
-            length: end.checked_sub(offset)?,
-        })
+            length: end.saturating_sub(offset),
+        }
     })
 }

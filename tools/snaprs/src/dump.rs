@@ -6,11 +6,11 @@
 
 use crate::{
     check::{kind, print_head},
-    failure::{status, Failure, Result},
+    failure::{status, tell, Failure, Result},
     image::{Image, LayoutInfo},
     json::Object,
     store::format::{Header, Layout, RecordError},
-    walk::{Found, Place, Walk},
+    walk::{End, Found, Place, Step, Walk},
 };
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
@@ -80,6 +80,68 @@ impl Run {
     }
 }
 
+/// Records that cannot be read.
+#[derive(Serialize)]
+struct Gap {
+    #[serde(flatten)]
+    place: Place,
+    length: u32,
+    problem: &'static str,
+    error: String,
+}
+
+impl Gap {
+    fn of(place: Place, length: u32, error: &io::Error) -> Self {
+        Self {
+            place,
+            length,
+            problem: "unreadable",
+            error: error.to_string(),
+        }
+    }
+
+    fn print(&self, out: &mut impl Write) -> Result {
+        writeln!(
+            out,
+            "  {}: length {} UNREADABLE: {}",
+            self.place.index, self.length, self.error
+        )?;
+        Ok(())
+    }
+}
+
+/// What is shown next, in a line or as an element of a list.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Shown {
+    Run(Run),
+    Gap(Gap),
+}
+
+impl Shown {
+    /// Takes in what comes next; false if it is to be shown for itself.
+    fn take(&mut self, next: &Shown) -> bool {
+        match (self, next) {
+            (Self::Run(run), Self::Run(next)) => run.take(next),
+            _ => false,
+        }
+    }
+
+    fn area(&self) -> u64 {
+        match self {
+            Self::Run(run) => run.place.area,
+            Self::Gap(gap) => gap.place.area,
+        }
+    }
+
+    fn print(&self, out: &mut impl Write) -> Result {
+        match self {
+            Self::Run(run) => run.print(out),
+            Self::Gap(gap) => gap.print(out),
+        }
+    }
+}
+
 /// What JSON says of an area.
 #[derive(Serialize)]
 struct Area {
@@ -106,7 +168,7 @@ impl Area {
 /// Writes out a device; the answer is the exit status.
 pub(crate) fn run(image: &Image, records: bool, json: bool, out: &mut impl Write) -> Result<u8> {
     if let Some(text) = image.unsteady() {
-        eprintln!("snaprs: {}: note: {text}", image.name);
+        tell(format!("{}: note: {text}", image.name));
     }
     let header = image.header();
     if json {
@@ -128,7 +190,6 @@ pub(crate) fn run(image: &Image, records: bool, json: bool, out: &mut impl Write
         Ok(Some(header)) => lines(image, header, records, out)?,
         _ => status::CLEAN,
     };
-    out.flush()?;
     verdict(header, status)
 }
 
@@ -150,31 +211,43 @@ fn walk<'a>(image: &'a Image, layout: &Layout) -> Walk<'a> {
     Walk::new(image, layout, what)
 }
 
-/// Calls `each` for all runs, or all records; the answer is the exit status.
+/// Calls `each` for all runs, or all records, and for those that cannot be read; the answer is
+/// the exit status.
 fn for_each(
     walk: &mut Walk<'_>,
     records: bool,
-    mut each: impl FnMut(&Run) -> Result,
+    mut each: impl FnMut(&Shown) -> Result,
 ) -> Result<u8> {
     let mut status = status::CLEAN;
-    let mut current: Option<Run> = None;
-    while let Some(found) = walk.records()? {
-        for found in &found {
-            if found.error.is_some() {
-                status = status::PROBLEMS;
+    let mut current: Option<Shown> = None;
+    let mut show = |next: Shown| {
+        if current.as_mut().is_some_and(|shown| shown.take(&next)) {
+            return Ok(());
+        }
+        current.replace(next).map_or(Ok(()), |shown| each(&shown))
+    };
+    let length = (!records).then_some(1);
+    while let Some(step) = walk.step() {
+        match step {
+            Step::Records(found) => {
+                for found in &found {
+                    if found.error.is_some() {
+                        status |= status::PROBLEMS;
+                    }
+                    show(Shown::Run(Run::of(found, length)))?;
+                }
             }
-            let next = Run::of(found, (!records).then_some(1));
-            if current.as_mut().is_some_and(|run| run.take(&next)) {
-                continue;
-            }
-            if let Some(run) = current.replace(next) {
-                each(&run)?;
+            Step::Unreadable { from, count, error } => {
+                status |= status::OPERATION;
+                show(Shown::Gap(Gap::of(from, count, &error)))?;
             }
         }
     }
-    if let Some(run) = current {
-        each(&run)?;
+    if let Some(odd) = walk.end().and_then(End::odd) {
+        status |= status::PROBLEMS;
+        show(Shown::Run(Run::of(&odd, length)))?;
     }
+    current.map_or(Ok(()), |shown| each(&shown))?;
     Ok(status)
 }
 
@@ -190,7 +263,7 @@ fn members<W: Write>(
     let mut status = status::CLEAN;
     let name = if records { "records" } else { "runs" };
     object.list(name, |list| {
-        status = for_each(&mut walk, records, |run| list.push(run))?;
+        status = for_each(&mut walk, records, |shown| list.push(shown))?;
         Ok(())
     })?;
     let count = walk.count();
@@ -213,12 +286,12 @@ fn lines(image: &Image, header: &Header, records: bool, out: &mut impl Write) ->
     let layout = image.layout(header)?;
     let mut walk = walk(image, &layout);
     let mut area = None;
-    let status = for_each(&mut walk, records, |run| {
-        if area != Some(run.place.area) {
-            area = Some(run.place.area);
-            print_area(&layout, run.place.area, out)?;
+    let status = for_each(&mut walk, records, |shown| {
+        if area != Some(shown.area()) {
+            area = Some(shown.area());
+            print_area(&layout, shown.area(), out)?;
         }
-        run.print(out)
+        shown.print(out)
     })?;
     let next = walk.next();
     if area != Some(next.area) && next.area < layout.areas() {
@@ -235,4 +308,65 @@ fn print_area(layout: &Layout, area: u64, out: &mut impl Write) -> Result {
     let offset = chunk.0 * layout.chunk_size.bytes();
     writeln!(out, "area {area}, in chunk {}, at byte {offset}", chunk.0)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        store::format::Record,
+        tests::image,
+        units::{Chunk, ChunkSize},
+    };
+    use serde_json::{json, Value};
+    use std::fs::File;
+
+    /// The second of three areas cannot be read, nor what comes behind it.
+    #[test]
+    fn what_cannot_be_read_is_marked() {
+        let size = ChunkSize::from_sectors(1).unwrap();
+        let data = (2..).filter(|chunk| chunk % 33 != 1);
+        let records: Vec<_> = (0..70)
+            .zip(data)
+            .map(|(n, new)| Record {
+                old: Chunk(n),
+                new: Chunk(new),
+            })
+            .collect();
+        let (path, image, layout) = image(size, 100, &records);
+        assert_eq!(layout.areas(), 3);
+        let file = File::options().write(true).open(&path.0).unwrap();
+        file.set_len(34 * 512 + 100).unwrap();
+
+        let mut out = Vec::new();
+        let status = run(&image, false, false, &mut out).unwrap();
+        assert_eq!(status, status::OPERATION);
+        let out = String::from_utf8(out).unwrap();
+        let unreadable = "  0: length 32 UNREADABLE: failed to fill whole buffer\n";
+        let wanted = [
+            "area 0, in chunk 1, at byte 512\n  0: old 0 new 2 length 32\n",
+            "area 1, in chunk 34, at byte 17408\n",
+            unreadable,
+            "area 2, in chunk 67, at byte 34304\n",
+            unreadable,
+        ];
+        assert!(out.contains(&wanted.concat()), "{out}");
+
+        for (records, name, shown) in [(false, "runs", 1), (true, "records", 32)] {
+            let mut out = Vec::new();
+            let status = run(&image, records, true, &mut out).unwrap();
+            assert_eq!(status, status::OPERATION);
+            let told: Value = serde_json::from_slice(&out).unwrap();
+            let list = told[name].as_array().unwrap();
+            assert_eq!(list.len(), shown + 2, "{told}");
+            let unreadable = |area: u64| {
+                json!({
+                    "area": area, "index": 0, "length": 32, "problem": "unreadable",
+                    "error": "failed to fill whole buffer"
+                })
+            };
+            assert_eq!(list[shown..], [unreadable(1), unreadable(2)]);
+            assert_eq!(told["record_count"], json!(96));
+        }
+    }
 }

@@ -4,7 +4,10 @@
 
 #![deny(unsafe_code)]
 
-use std::{fmt::Display, io};
+use std::{
+    fmt::Display,
+    io::{self, Write},
+};
 
 /// The exit status, bit by bit as in fsck(8).
 pub(crate) mod status {
@@ -53,6 +56,12 @@ impl Failure {
             Self::Output(e) => Some(format!("the output cannot be written: {e}")),
         }
     }
+}
+
+/// Tells a person something on standard error. Where that cannot be written, nobody is there to
+/// be told.
+pub(crate) fn tell(text: impl Display) {
+    let _ = writeln!(io::stderr(), "snaprs: {text}");
 }
 
 /// All plain I/O here that is passed on with `?` is that of the output: errors of devices are

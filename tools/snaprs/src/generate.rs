@@ -20,7 +20,7 @@ use std::{
 };
 
 /// When the text of the pages was last changed.
-const DATE: &str = "2026-11-22";
+const DATE: &str = "2026-11-27";
 
 /// Writes all of them under `dir`, in the folders where systems look for them.
 pub(crate) fn run(dir: &Path) -> Result {

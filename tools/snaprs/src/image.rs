@@ -15,7 +15,10 @@ use serde::Serialize;
 use std::{io, path::Path};
 
 /// The origin size that stands for "not known": no device has more sectors.
-const ANY_ORIGIN: u64 = i64::MAX as u64 / SECTOR_SIZE;
+pub(crate) const ANY_ORIGIN: u64 = i64::MAX as u64 / SECTOR_SIZE;
+
+/// As many bytes as lvcreate(8) zeroes at the beginning of a new device.
+const START: u64 = 4096;
 
 /// A COW device.
 pub(crate) struct Image {
@@ -121,6 +124,21 @@ impl Image {
     pub(crate) fn header_is_as_written(&self, header: &Header) -> bool {
         let (fields, rest) = self.head.split_at(HEADER_BYTES.min(self.head.len()));
         fields == header.encode() && rest.iter().all(|byte| *byte == 0)
+    }
+
+    /// Whether the sector of the header is zero.
+    pub(crate) fn head_is_zero(&self) -> bool {
+        self.head.iter().all(|byte| *byte == 0)
+    }
+
+    /// Whether the device begins with zeroes, as a new one does.
+    pub(crate) fn start_is_zero(&self) -> Result<bool> {
+        let mut start = vec![0; self.device.bytes().min(START) as usize];
+        self.device.read(0, &mut start).map_err(|e| {
+            let what = format!("{}: the first {START} bytes cannot be read", self.name);
+            Failure::because(what, e)
+        })?;
+        Ok(start.iter().all(|byte| *byte == 0))
     }
 
     /// Where things are.

@@ -38,7 +38,7 @@ mod walk;
 
 use clap::Parser;
 use cli::{Cli, Command, Source};
-use failure::{status, Failure, Result};
+use failure::{status, tell, Failure, Result};
 use image::{Image, Origin};
 use std::{
     io::{self, BufWriter, Write},
@@ -63,7 +63,7 @@ fn open(source: &Source) -> Result<Image> {
 }
 
 fn run(command: &Command, out: &mut impl Write) -> Result<u8> {
-    let status = match command {
+    match command {
         Command::Check {
             source,
             limit,
@@ -77,9 +77,22 @@ fn run(command: &Command, out: &mut impl Write) -> Result<u8> {
         } => dump::run(&open(source)?, *records, *json, out),
         Command::Delta { source, json } => delta::run(&open(source)?, *json, out),
         Command::Generate { dir } => generate::run(dir).map(|()| status::CLEAN),
-    }?;
-    out.flush()?;
-    Ok(status)
+    }
+}
+
+/// Tells why a command ended before it was done, if it did; the answer is the exit status.
+fn ended(outcome: Result<u8>) -> u8 {
+    outcome.unwrap_or_else(|failure| {
+        if let Some(text) = failure.text() {
+            tell(text);
+        }
+        failure.status()
+    })
+}
+
+/// The same for the end of the output.
+fn written(outcome: io::Result<()>) -> u8 {
+    ended(outcome.map(|()| status::CLEAN).map_err(Failure::Output))
 }
 
 fn main() -> ExitCode {
@@ -87,25 +100,21 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // A text that was asked for, or what is wrong.
-            let is_wrong = error.use_stderr();
-            let _ = error.print();
-            return ExitCode::from(if is_wrong {
+            let printed = error.print().and_then(|()| io::stdout().flush());
+            return ExitCode::from(if error.use_stderr() {
                 status::USAGE
             } else {
-                status::CLEAN
+                written(printed)
             });
         }
     };
     let mut out = BufWriter::new(io::stdout().lock());
-    match run(&cli.command, &mut out) {
-        Ok(status) => ExitCode::from(status),
-        Err(failure) => {
-            // What was written so far belongs before the message.
-            let _ = out.flush();
-            if let Some(text) = failure.text() {
-                eprintln!("snaprs: {text}");
-            }
-            ExitCode::from(failure.status())
-        }
-    }
+    let outcome = run(&cli.command, &mut out);
+    // What was written so far belongs before the message. Output that failed fails again, which
+    // is not to be told twice.
+    let flushed = match &outcome {
+        Err(Failure::Output(_)) => Ok(()),
+        _ => out.flush(),
+    };
+    ExitCode::from(ended(outcome) | written(flushed))
 }

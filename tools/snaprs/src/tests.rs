@@ -13,7 +13,7 @@ use crate::{
         format::{BadRecord, Header, Layout, Record},
     },
     units::{Chunk, ChunkSize},
-    walk::{Holes, Walk},
+    walk::{Holes, Step, Walk},
 };
 use kernel::prelude::{EINVAL, ENOMEM, GFP_KERNEL};
 use proptest::prelude::*;
@@ -25,7 +25,7 @@ use std::{
 
 const ORIGIN_CHUNKS: u64 = 300;
 
-struct TempFile(PathBuf);
+pub(crate) struct TempFile(pub(crate) PathBuf);
 
 impl Drop for TempFile {
     fn drop(&mut self) {
@@ -34,7 +34,7 @@ impl Drop for TempFile {
 }
 
 /// Writes an image with these records, and opens it.
-fn image(size: ChunkSize, chunks: u64, records: &[Record]) -> (TempFile, Image, Layout) {
+pub(crate) fn image(size: ChunkSize, chunks: u64, records: &[Record]) -> (TempFile, Image, Layout) {
     let id = std::thread::current().id();
     let path = std::env::temp_dir().join(format!("snaprs.{}.{id:?}", std::process::id()));
     let path = TempFile(path);
@@ -153,8 +153,11 @@ proptest! {
 
         let mut walk = Walk::new(&image, &layout, None);
         let mut found = Vec::new();
-        while let Some(more) = walk.records().unwrap() {
-            found.extend(more);
+        while let Some(step) = walk.step() {
+            match step {
+                Step::Records(more) => found.extend(more),
+                Step::Unreadable { error, .. } => panic!("{error}"),
+            }
         }
         let first_bad = found.iter().find_map(|found| found.bad());
         prop_assert_eq!(first_bad, module.bad);

@@ -7,7 +7,6 @@
 
 use crate::{
     chunkset::ChunkSet,
-    failure::{Failure, Result},
     image::Image,
     progress::Progress,
     store::format::{BadRecord, Layout, Record, RecordError, HEADER_CHUNKS, RECORD_BYTES},
@@ -64,12 +63,45 @@ pub(crate) enum Step {
 /// Where the records end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum End {
-    /// There is an empty record. If its old chunk is not empty, that is odd.
-    Empty { at: Place, old: u64 },
+    /// There is an empty record. If its old chunk is not empty, that is odd. Of the records
+    /// behind it in its sector, so many are not zero, which is odd as well.
+    Empty { at: Place, old: u64, behind: u32 },
     /// The device has no area behind this last one, which is full.
     Device,
     /// A live snapshot has no more.
     Live,
+}
+
+impl End {
+    /// The end at a record that is number `index` of those in `bytes`. The rest of its sector is
+    /// in there too, and is looked at there: read once more, it could hold records that were
+    /// appended meanwhile.
+    fn empty(at: Place, bytes: &[u8], index: u32) -> Self {
+        let mut rest = bytes.chunks_exact(RECORD_BYTES).skip(index as usize);
+        let old = rest.next().and_then(|record| record.first_chunk());
+        let in_sector = PER_SECTOR - 1 - at.index % PER_SECTOR;
+        let behind = rest.take(in_sector as usize).filter(is_filled).count();
+        Self::Empty {
+            at,
+            old: old.map_or(0, |old| u64::from_le_bytes(*old)),
+            behind: behind as u32,
+        }
+    }
+
+    /// The record at the end, if it is not empty: its new chunk is the header.
+    pub(crate) fn odd(self) -> Option<Found> {
+        match self {
+            Self::Empty { at, old, .. } if old != 0 => Some(Found {
+                place: at,
+                record: Record {
+                    old: Chunk(old),
+                    new: Chunk(0),
+                },
+                error: Some(RecordError::Header),
+            }),
+            _ => None,
+        }
+    }
 }
 
 /// Goes through the records.
@@ -137,10 +169,7 @@ impl<'a> Walk<'a> {
                 index: from.index + index,
             };
             let Some(record) = Record::decode(&bytes, index) else {
-                let at = index as usize * RECORD_BYTES;
-                let old = bytes[at..at + RECORD_BYTES / 2].try_into();
-                let old = old.map_or(0, u64::from_le_bytes);
-                self.end = Some(End::Empty { at: place, old });
+                self.end = Some(End::empty(place, &bytes, index));
                 break;
             };
             let error = self.judge(&record);
@@ -152,18 +181,6 @@ impl<'a> Walk<'a> {
         }
         self.advance(found.len() as u32);
         Some(Step::Records(found))
-    }
-
-    /// Reads on, where all must be readable.
-    pub(crate) fn records(&mut self) -> Result<Option<Vec<Found>>> {
-        match self.step() {
-            None => Ok(None),
-            Some(Step::Records(found)) => Ok(Some(found)),
-            Some(Step::Unreadable { from, error, .. }) => Err(Failure::because(
-                format!("{}: area {}", self.image.name, from.area),
-                error,
-            )),
-        }
     }
 
     fn advance(&mut self, count: u32) {
@@ -287,7 +304,7 @@ impl Remains {
             let mut bytes = vec![0; count as usize * RECORD_BYTES];
             image.read_records(layout, area, from, &mut bytes)?;
             for (index, record) in bytes.chunks_exact(RECORD_BYTES).enumerate() {
-                if record.iter().any(|byte| *byte != 0) {
+                if is_filled(&record) {
                     remains.filled += 1;
                     let record = Record::decode(&bytes, index as u32);
                     let likely = record.is_some_and(|record| layout.check(&record).is_ok());
@@ -298,6 +315,11 @@ impl Remains {
         }
         Ok(remains)
     }
+}
+
+/// Whether a record is not zero.
+fn is_filled(record: &&[u8]) -> bool {
+    record.iter().any(|byte| *byte != 0)
 }
 
 /// The first record behind the sector of that one.

@@ -237,6 +237,8 @@ test_an_invalid_snapshot_is_told() {
 		snap_add origin snap "$dev" "$cow" P 8
 		write_at "$(path origin)" 0 2048
 		status_is snap Invalid || fail "it should be invalid: $(status snap)"
+		exits 8 delta --live "${PREFIX}snap"
+		says 'dmsetup message'
 		dm_remove snap origin
 		exits 4 check "$cow" --origin "$dev" --json
 		equal "$(json 'd["counts"]')" "{'invalid': 1}" "problems of $t"
@@ -277,7 +279,10 @@ test_what_cannot_be_read_is_told() {
 	exits 12 check "$cow" --json
 	equal "$(json 'd["counts"], d["records"], d["problems"][0]["area"]')" \
 		"({'unreadable': 1}, 600, 1)" "what is told"
-	exits 8 dump "$cow"
+	exits 8 dump "$cow" --json
+	equal "$(json '[(r["area"], r["length"]) for r in d["runs"] if "problem" in r]')" \
+		"[(1, 256)]" "what cannot be shown"
+	equal "$(json 'sum(r["length"] for r in d["runs"])')" 600 "what is shown"
 	exits 8 delta "$cow"
 	echo '+0-0' >"$(blk_config "$cow")/badblocks"
 	exits 8 check "$cow"

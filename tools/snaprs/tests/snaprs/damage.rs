@@ -172,6 +172,21 @@ fn a_bad_record_is_named_with_its_place() {
     assert_eq!(report["records"], json!(20));
     let kind = &report["problems"][0];
     assert_eq!((&kind["area"], &kind["index"]), (&json!(0), &json!(20)));
+    // So it is shown, and the end as well.
+    let file = image.write();
+    let ran = on("dump", &file, &[]);
+    assert_eq!(ran.status, Some(4));
+    let end = "\n  20: old 60 new 0 length 1 BAD: the new chunk is the header\n  \
+               20: end, after 20 records\n";
+    assert!(ran.out.ends_with(end), "{}", ran.out);
+    let ran = on("dump", &file, &["--json", "--records"]);
+    assert_eq!(ran.status, Some(4));
+    let dump = ran.json();
+    assert_eq!(
+        dump["records"][20],
+        json!({"area": 0, "index": 20, "old": 60, "new": 0, "problem": "new-is-header"})
+    );
+    assert_eq!(dump["record_count"], json!(20));
 }
 
 #[test]
