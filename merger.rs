@@ -375,7 +375,9 @@ impl<'a> Claim<'a> {
             if is_free {
                 return Ok(());
             }
-            live.wait_merge(seen)?;
+            // A write that waits later has all of its time.
+            let woken = live.wait_merge(seen);
+            woken.inspect_err(|_| live.origin.wait_for_space_anew())?;
         }
     }
 

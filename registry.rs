@@ -417,6 +417,18 @@ impl Origin {
         self.retry(woken);
     }
 
+    /// What has waited for room on COW devices does so no longer, and whatever else waits for it
+    /// begins to do so anew.
+    pub(crate) fn wait_for_space_anew(self: &Arc<Self>) {
+        let has_waited = self.slot(0).is_some_and(|slot| {
+            let shards = slot.shards.iter();
+            shards.fold(false, |any, shard| shard.live.room.stop_waiting() | any)
+        });
+        if has_waited {
+            self.wake_all();
+        }
+    }
+
     /// Whether so many chunks are being copied that no more should be begun.
     pub(crate) fn is_crowded(&self) -> bool {
         self.copying.load(Relaxed) >= crate::dm::cow_threshold()
