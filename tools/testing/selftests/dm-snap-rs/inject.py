@@ -233,8 +233,12 @@ class Life:
         if stand.origin:
             stand.origin.may_fail = False
             stand.origin.all()
-        if stand.snap:
-            COUNTS["snapshots lost"] += not stand.snap.check()
+        if stand.snap and not stand.snap.check():
+            COUNTS["snapshots lost"] += 1
+            if self.store == "P":
+                stand.reopen_snap()
+                if not stand.snap.is_invalid():
+                    raise Wrong("a lost snapshot can be opened again")
         is_marked(stand)
         stand.close()
 
@@ -639,6 +643,10 @@ def work(dev, cow, count):
 def main(command, *arguments):
     """Does what the arguments say."""
     {"requests": requests, "steps": steps, "bios": bios, "work": work}[command](*arguments)
+    victims = ("requests to DEV", "requests to COW") if command == "requests" else ("allocations",)
+    for victim in victims:
+        if not COUNTS[f"{victim} failed"]:
+            raise Wrong(f"none of the {victim} has failed")
     for name, count in sorted(COUNTS.items()):
         print(f"note: {name}: {count}")
 

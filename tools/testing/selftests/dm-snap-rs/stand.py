@@ -41,6 +41,8 @@ class Log:
                 continue
             if "device-mapper: snapshot-rs: " in line:
                 self.lines.append(line.partition("snapshot-rs: ")[2].splitlines()[0])
+                if "internal error" in line:
+                    raise Wrong(self.lines[-1])
 
     def tells(self, *texts):
         """True when a line of the module has one of these in it."""
