@@ -706,12 +706,19 @@ class Soak(Run):
               f"{self.counts['bytes verified'] // MIB} MiB verified; {', '.join(states)}",
               flush=True)
 
+    def guard(self, work):
+        """Does work in a thread; what goes wrong there is the end of all."""
+        try:
+            work()
+        except Exception as error:
+            self.fail(f"{work.__name__}: {error}", error)
+
     def main(self):
         """Runs all; whether nothing was wrong."""
         self.watch.enter(JOBS + 2)
         threads = [threading.Thread(target=self.job, args=(n,), daemon=True) for n in range(JOBS)]
-        threads += [threading.Thread(target=target, daemon=True)
-                    for target in (self.press, self.grow, self.chaos)]
+        threads += [threading.Thread(target=self.guard, args=(work,), daemon=True)
+                    for work in (self.press, self.grow, self.chaos)]
         for thread in threads:
             thread.start()
         *users, grower, chaos = threads
