@@ -15,7 +15,8 @@ kernel_report() {
 			"|general protection fault|unable to handle|UBSAN:|ODEBUG:|KCSAN:|KASAN:" \
 			"|INFO: (possible|suspicious|inconsistent|trying to register|task .* blocked)" \
 			"|INFO: rcu|rcu: INFO:|self-detected stall|detected stalls" \
-			"|soft lockup|hard LOCKUP|kmemleak: [0-9]+ new|panicked at"
+			"|soft lockup|hard LOCKUP|kmemleak: [0-9]+ new|panicked at" \
+			"|snapshot-rs: .*internal error"
 	}
 	/vm: COMMAND starts/ || (/loading out-of-tree module taints kernel/ && !loaded++) { begin = NR }
 	{ line[NR] = $0 }
