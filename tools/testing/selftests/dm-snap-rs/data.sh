@@ -22,7 +22,7 @@ late_snap() {
 check_records() {
 	local c
 	for c in "$@"; do
-		say "$c: $(cow_py check "$c" "$(sectors "$dev")")"
+		sound "$c" "$dev"
 	done
 }
 

@@ -136,7 +136,7 @@ frozen() {
 	umount "$origin"
 	check_fs "$fs" "$(path origin)"
 	dm_remove snap
-	say "records: $(cow_py check "$cow" "$(sectors "$dev")")"
+	sound "$cow" "$dev"
 	snap_add origin snap "$dev" "$cow" P 8
 	mount -t "$fs" -o "$(options "$fs")" "$(path snap)" "$snap"
 	equal "$(tree_sum "$snap/copy")" "$(tree_sum "$snap/tree/d1")" "the copy on SNAP, mounted again"

@@ -104,7 +104,7 @@ test_po_by_the_snapshot() {
 	refused dd if=/dev/urandom of="$(path snap)" bs=4K seek=1000 count=500 oflag=direct status=none
 	equal "$(status snap)" Overflow "the status"
 	dm_remove snap
-	cow_py check "$cow" "$(sectors "$dev")" --old 0 --old 49 | grep ' valid$'
+	sound "$cow" "$dev" --old 0 --old 49
 	dm_suspend cow
 	dm_load cow "$(linear_table "$space" 16384)"
 	dm_resume cow
@@ -169,7 +169,7 @@ test_other_snapshots_go_on() {
 	dd if=/dev/urandom of="$(path origin)" bs=64K count=20 oflag=direct status=none
 	equal "$(digest "$(path other)")" "$sum" "the large one when the small one is gone"
 	dm_remove other
-	say "$(cow_py check "$other" "$(sectors "$dev")")"
+	sound "$other" "$dev"
 	snap_add origin other "$dev" "$other" P 16
 	equal "$(digest "$(path other)")" "$sum" "the large one, created again"
 }

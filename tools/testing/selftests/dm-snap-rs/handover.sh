@@ -135,7 +135,7 @@ test_read_only_and_read_write_in_a_loop() {
 	stop_load
 	equal "$(digest "$(path snap)")" "$(digest "$mirror")" "SNAP after $rounds rounds"
 	dm_remove snap
-	cow_py check "$cow" "$(sectors "$dev")" | grep ' valid$'
+	sound "$cow" "$dev"
 	snap_create snap "$dev" "$cow" P 8
 	equal "$(digest "$(path snap)")" "$(digest "$mirror")" "SNAP, created again"
 }
@@ -176,8 +176,7 @@ test_a_record_that_is_not_durable_yet() {
 	for i in 1 2 3; do
 		dd if=/dev/urandom of="$(path snap)" bs=4K count=5 seek=$((i * 300)) oflag=direct status=none
 		reload P 8
-		cow_py check "$cow" "$(sectors "$dev")" \
-			--old $((i * 300)) --old $((i * 300 + 4))
+		sound "$cow" "$dev" --old $((i * 300)) --old $((i * 300 + 4))
 	done
 	SUM=$(digest "$(path snap)")
 	dm_remove snap
@@ -197,9 +196,7 @@ test_chunk_size_of_the_live_snapshot_stays() {
 test_features_change() {
 	devices 8 24
 	live P 16
-	if ! reload P 16 discard_zeroes_cow; then
-		skip "the features for discards are not supported yet"
-	fi
+	reload P 16 discard_zeroes_cow
 	matches "$(table snap)" ' P 16 1 discard_zeroes_cow$' "the table"
 	unchanged snap "with a feature"
 	reload P 16 discard_zeroes_cow discard_passdown_origin

@@ -28,7 +28,7 @@ turns() {
 			--origin "$(path origin)" --snap "$(path snap)="
 		sum=$(digest "$(path snap)") osum=$(digest "$(path origin)")
 		dm_remove snap origin
-		say "records by $t: $(cow_py check "$cow" "$(sectors "$dev")")"
+		sound "$cow" "$dev"
 		seed=$((seed + 1))
 	done
 	if [ "$chunk" = 8 ]; then

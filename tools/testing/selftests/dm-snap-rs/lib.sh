@@ -261,6 +261,15 @@ cow_py() {
 	helped cow.py "$@"
 }
 
+# sound COW DEVICE [OPTION]... - fails unless COW is that of a valid snapshot of DEVICE, and
+# all that is recorded there is right.
+sound() {
+	local records
+	records=$(cow_py check "$1" "$(sectors "$2")" "${@:3}")
+	matches "$records" '^[0-9]+ valid$' "the records of $1"
+	say "$1: $records"
+}
+
 # finish - to be called last.
 finish() {
 	ktap_finished
@@ -292,7 +301,9 @@ at_exit() {
 	((BASHPID == $$)) || exit "$rc"
 	remove_all >/dev/null 2>&1
 	# The next script loads the module as it needs it.
-	[ -z "$STANDARD" ] || on_c || rmmod dm_snap_rs
+	if [ -n "$STANDARD" ] && ! on_c && ! rmmod dm_snap_rs; then
+		echo "not ok $((KTAP_TESTNO + 1)) the module can be unloaded"
+	fi
 	rm -rf "$TMP"
 	exit "$rc"
 }
@@ -329,9 +340,14 @@ load_rs() {
 	insmod "$ko"
 }
 
-# load_c - loads the C targets if they are not there yet.
+# load_c - loads the C targets if they are not there yet. False also when those of their
+# names are the Rust module's.
 load_c() {
-	have_target snapshot || modprobe dm_snapshot
+	have_target snapshot || modprobe dm_snapshot || return 1
+	[ "$(cat /sys/module/dm_snap_rs/parameters/standard_names 2>/dev/null)" != Y ] || {
+		echo "dm_snap_rs has the names of the C targets"
+		return 1
+	}
 }
 
 # load_targets - loads what the tests stand on; on failure prints why.
@@ -401,7 +417,7 @@ use_targets() {
 		T_SNAP=snapshot T_ORIGIN=snapshot-origin T_MERGE=snapshot-merge
 		;;
 	rs)
-		load_rs || skip "no dm_snap_rs.ko here"
+		load_rs || fail "dm_snap_rs.ko cannot be loaded"
 		T_SNAP=snapshot-rs T_ORIGIN=snap-origin-rs T_MERGE=snap-merge-rs
 		;;
 	esac
@@ -547,7 +563,11 @@ pattern() {
 # digest DEVICE [OFFSET COUNT] - prints a checksum of a device, or of COUNT
 # sectors from sector OFFSET, read from the device and not from the page cache.
 digest() {
-	model_py digest "$@"
+	model_py digest "$@" || {
+		# Two that can't be read are not equal.
+		echo "unreadable: $BASHPID"
+		return 1
+	}
 }
 
 # part DEVICE OFFSET - prints a checksum of 1 MiB from this MiB on.
@@ -857,7 +877,7 @@ log_has() {
 kernel_reports() {
 	local all
 	all=$(log_since "$1" | awk -f "$LIB_DIR/foreign-races.awk")
-	[ -n "$all" ] && grep -E -A 20 '(^|[^[:alpha:]])(BUG:|WARNING:|Oops|general protection fault|INFO: task .* blocked|possible circular locking|possible recursive locking|suspicious RCU usage|rcu: INFO|unreferenced object|KASAN|rust_kernel: panicked|kernel BUG at)' <<<"$all"
+	[ -n "$all" ] && grep -E -A 20 '(^|[^[:alpha:]])(BUG:|WARNING:|Oops|general protection fault|INFO: task .* blocked|possible circular locking|possible recursive locking|suspicious RCU usage|rcu: INFO|unreferenced object|KASAN|rust_kernel: panicked|kernel BUG at|snapshot-rs: .*internal error)' <<<"$all"
 }
 
 # ---------------------------------------------------------------------------

@@ -86,7 +86,7 @@ verify() {
 	equal "$(digest "$(path snap)" 0 "$(last_place)")" "$snap" "SNAP"
 	equal "$(dd if="$(path snap)" skip="$(last_place)" status=none | md5sum)" "$last" \
 		"what was written last to SNAP"
-	say "records: $(cow_py check "$(path cow)" "$(sectors "$(path dev)")")"
+	sound "$(path cow)" "$(path dev)"
 	# And it goes on from here.
 	model_py run --seed 7 --ops 100 --max-io 131072 \
 		--origin "$(path origin)" --snap "$(path snap)="

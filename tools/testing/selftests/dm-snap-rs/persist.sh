@@ -30,7 +30,7 @@ again() {
 		sum=$(digest "$(path snap)")
 		numbers=$(status snap)
 		dm_remove snap
-		say "records: $(cow_py check "$cow" "$(sectors "$dev")")"
+		sound "$cow" "$dev"
 		snap_add origin snap "$dev" "$cow" "$1" "$2"
 		equal "$(digest "$(path snap)")" "$sum" "SNAP after round $round"
 		matches "$(status snap)" "^[0-9]+/98304 ${numbers##* }\$" "the status"
@@ -87,24 +87,24 @@ test_records_are_there_when_a_flush_is_done() {
 	origin_create origin "$dev"
 	snap_add origin snap "$dev" "$cow" P 8
 	dd if=/dev/urandom of="$(path snap)" bs=4K count=3 seek=10 oflag=direct conv=fsync status=none
-	cow_py check "$cow" "$(sectors "$dev")" --old 10 --old 11 --old 12
+	sound "$cow" "$dev" --old 10 --old 11 --old 12
 	# The same for one FUA write each of a whole chunk and of a part.
 	for sync in "bs=4K seek=20" "bs=512 seek=168"; do
 		# shellcheck disable=SC2086
 		dd if=/dev/urandom of="$(path snap)" $sync count=1 oflag=direct,dsync status=none
 	done
-	cow_py check "$cow" "$(sectors "$dev")" --old 20 --old 21
+	sound "$cow" "$dev" --old 20 --old 21
 	# An origin write waits for its record: no flush is needed.
 	dd if=/dev/urandom of="$(path origin)" bs=4K count=1 seek=30 oflag=direct status=none
-	cow_py check "$cow" "$(sectors "$dev")" --old 30
+	sound "$cow" "$dev" --old 30
 	# An origin write to what SNAP has written makes that record durable too.
 	dd if=/dev/urandom of="$(path snap)" bs=4K count=1 seek=40 oflag=direct status=none
 	dd if=/dev/urandom of="$(path origin)" bs=4K count=1 seek=40 oflag=direct status=none
-	cow_py check "$cow" "$(sectors "$dev")" --old 40
+	sound "$cow" "$dev" --old 40
 	# A suspend does so for everything.
 	dd if=/dev/urandom of="$(path snap)" bs=4K count=2 seek=50 oflag=direct status=none
 	dm_suspend snap
-	cow_py check "$cow" "$(sectors "$dev")" --old 50 --old 51
+	sound "$cow" "$dev" --old 50 --old 51
 	dm_resume snap
 }
 

@@ -143,7 +143,7 @@ verify() {
 	origin_create origin "$(path dev)"
 	snap_add origin snap "$(path dev)" "$(path cow)" P 8
 	mkdir "$TMP/origin" "$TMP/snap"
-	say "records: $(cow_py check "$(path cow)" "$(sectors "$(path dev)")")"
+	sound "$(path cow)" "$(path dev)"
 	# Mounting replays the journals; what they leave is clean.
 	for i in origin snap; do
 		mount -t ext4 "$(path "$i")" "$TMP/$i"

@@ -154,7 +154,7 @@ test_snapshots_come_and_go_with_a_threshold_of_one() {
 	stop_load
 	throttled
 	dm_remove snap origin
-	say "$(cow_py check "$cow" "$(sectors "$dev")")"
+	sound "$cow" "$dev"
 }
 
 # in_flight DEVICE COUNT - true when so many writes are.

@@ -65,7 +65,7 @@ test_snapshots_come_and_go_under_writes() {
 	still_moving
 	stop_load
 	dm_remove snap origin
-	say "$(cow_py check "$cow" "$(sectors "$dev")")"
+	sound "$cow" "$dev"
 }
 
 test_reload_of_the_origin_under_writes() {
@@ -100,7 +100,7 @@ test_reload_of_the_snapshot_under_writes() {
 	still_moving
 	stop_load
 	dm_remove snap origin
-	say "$(cow_py check "$cow" "$(sectors "$dev")")"
+	sound "$cow" "$dev"
 	snap_add_alone
 }
 
@@ -202,7 +202,7 @@ test_queued_writes_when_the_snapshot_is_removed() {
 		kill "$pid" 2>/dev/null || true
 		wait "$pid" || true
 		wait_for 10 dmsetup remove "${PREFIX}snap"
-		say "$(cow_py check "$cow" "$(sectors "$dev")")"
+		sound "$cow" "$dev"
 		new_cow "$cow"
 		snap_add origin snap "$dev" "$cow" P 8
 	done
