@@ -4,6 +4,7 @@
 
 use crate::live::Live;
 use crate::route;
+use crate::scenario::Measure;
 use crate::slot::Io;
 use crate::units::{Sector, Sectors};
 use crate::world::{Job, World};
@@ -154,7 +155,8 @@ impl Bio<Io> {
             self.world.write_dev(self.sectors, self.value);
             return self.end(Ok(()));
         };
-        if let (false, Io::Tracked { slot, item }) = (self.world.has_tracking, self.data) {
+        if let (false, Io::Tracked { slot, item }) = (self.world.has(Measure::Tracking), self.data)
+        {
             // Once it was mapped, nobody knows of it any more.
             self.data = Io::Plain;
             live.origin.end_item(slot, item);

@@ -9,7 +9,7 @@
 //! - `dm.rs`: bios, which can't be lost or ended twice unseen;
 //! - `registry.rs`, `live.rs`, `commit.rs`, `copy.rs`: the steps of the files of these names, in
 //!   their order and with their locks, but without memory that runs short, without errors but for
-//!   one that a test asks for, and without a size of anything;
+//!   one that a test asks for, and without a size of anything but the snapshots;
 //! - `world.rs`: the devices, the workqueue, and the rules that are watched over.
 //!
 //! A bio is a thread of its own until it has ended or waits. Between the moment at which it is

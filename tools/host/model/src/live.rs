@@ -7,6 +7,7 @@ use crate::dm::{BioList, Device};
 use crate::pending::{ItemId, Kind, Phase, Saved, SnapId};
 use crate::registry::Origin;
 use crate::room::{NoRoom, Room};
+use crate::scenario::Measure;
 use crate::slot::Io;
 use crate::stats::SnapStats;
 use crate::store::Store;
@@ -16,7 +17,7 @@ use kernel::{
     prelude::{Result, EIO},
     sync::Arc,
 };
-use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use loom::sync::{Condvar, Mutex};
 
 /// Whether a snapshot can be relied on.
@@ -55,6 +56,8 @@ pub(crate) struct Live {
     pub(crate) world: Arc<World>,
     pub(crate) is_persistent: bool,
     pub(crate) room: Room,
+    /// How long the snapshot is, in sectors.
+    sectors: AtomicU64,
     health: AtomicU32,
     is_active: AtomicBool,
     busy: Mutex<u64>,
@@ -86,6 +89,7 @@ impl Live {
             world: origin.world.clone(),
             is_persistent,
             room: Room,
+            sectors: AtomicU64::new(DEV_SECTORS),
             health: AtomicU32::new(Health::Good as u32),
             is_active: AtomicBool::new(true),
             busy: Mutex::new(0),
@@ -129,15 +133,26 @@ impl Live {
         })
     }
 
+    /// Takes over what another table says: where the snapshot ends.
+    pub(crate) fn set_table(&self, end: u64) {
+        let is_shorter = end < self.end();
+        self.sectors.store(end, Ordering::Release);
+        // A write may just have been found to need a copy, and then not.
+        if is_shorter && self.world.has(Measure::Waking) {
+            self.origin.wake_all();
+        }
+    }
+
     pub(crate) fn end(&self) -> u64 {
-        DEV_SECTORS
+        self.sectors.load(Ordering::Acquire)
     }
 
     pub(crate) fn chunks_of(&self, range: Sectors) -> Chunks {
         self.chunk_size.chunks_of(range)
     }
 
-    pub(crate) fn own_chunks_of(&self, range: Sectors) -> Chunks {
+    pub(crate) fn own_chunks_of(&self, mut range: Sectors) -> Chunks {
+        range.end = range.end.min(self.end());
         self.chunks_of(range)
     }
 

@@ -51,12 +51,28 @@ pub enum Actor {
         /// Which snapshot.
         snap: usize,
     },
+    /// The table of snapshot `snap` is replaced, as soon as its own bios have ended.
+    SetTable {
+        /// Which snapshot.
+        snap: usize,
+        /// Where it ends from then on, in sectors.
+        end: u64,
+    },
 }
 
 impl Actor {
     fn is_snapshots(self) -> bool {
         matches!(self, Actor::Read { .. } | Actor::OwnWrite { .. })
     }
+}
+
+/// What the module does against a fault. A scenario that leaves it out must find the fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Measure {
+    /// Reads of snapshots are tracked until they end.
+    Tracking,
+    /// Whoever waits is woken when a snapshot has become shorter.
+    Waking,
 }
 
 /// A snapshot.
@@ -79,8 +95,8 @@ pub struct Scenario {
     pub actors: Vec<Actor>,
     /// How many threads the workqueue has.
     pub workers: usize,
-    /// Whether reads are tracked, as the module does it.
-    pub has_tracking: bool,
+    /// What is not done, although the module does it.
+    pub left_out: Option<Measure>,
     /// How often a thread may be stopped where it could go on.
     pub preemptions: usize,
 }
@@ -103,7 +119,7 @@ impl Scenario {
 
     fn once(&self) {
         let own = self.actors.iter().filter(|actor| actor.is_snapshots());
-        let world = World::new(self.has_tracking, self.actors.len(), own.count());
+        let world = World::new(self.left_out, self.actors.len(), own.count());
         let origin = Origin::new(&world);
         let lives: Vec<Arc<Live>> = (0..)
             .zip(&self.snapshots)
@@ -196,6 +212,11 @@ fn act(actor: Actor, index: usize, world: &Arc<World>, origin: &Arc<Origin>, liv
         Actor::Remove { snap } => {
             world.wait_for_snapshot_bios();
             lives[snap].leave();
+        }
+        // Before the resume that takes a table over, device-mapper has suspended the device.
+        Actor::SetTable { snap, end } => {
+            world.wait_for_snapshot_bios();
+            lives[snap].set_table(end);
         }
     }
 }

@@ -4,7 +4,8 @@
 //!
 //! - A read of SNAP gives what SNAP had: never what was written to ORIGIN since.
 //! - A write reaches DEV when each snapshot that guards it has a durable record of what is
-//!   overwritten, or has it in memory if it is transient, or its header is marked (R1, R4).
+//!   overwritten, or has it in memory if it is transient, or its header is marked (R1, R4). None
+//!   guards what lies behind its end.
 //! - Every bio ends once, and none has to wait for the timer of a commit.
 
 use crate::copy::Prepared;
@@ -12,6 +13,7 @@ use crate::dm::Bio;
 use crate::live::{Health, Live};
 use crate::pending::{Saved, SnapId};
 use crate::registry::Origin;
+use crate::scenario::Measure;
 use crate::slot::Io;
 use crate::units::{Chunk, ChunkSize, Sectors};
 use kernel::sync::Arc;
@@ -76,8 +78,8 @@ struct Queue {
 
 /// What is around the module.
 pub(crate) struct World {
-    /// Whether snapshot reads are tracked until they end, as the module does it.
-    pub(crate) has_tracking: bool,
+    /// What is not done, although the module does it.
+    left_out: Option<Measure>,
     dev: Mutex<Vec<u8>>,
     rules: Mutex<Rules>,
     queue: Mutex<Queue>,
@@ -94,9 +96,13 @@ struct Rules {
 }
 
 impl World {
-    pub(crate) fn new(has_tracking: bool, actors: usize, snapshot_actors: usize) -> Arc<Self> {
+    pub(crate) fn new(
+        left_out: Option<Measure>,
+        actors: usize,
+        snapshot_actors: usize,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            has_tracking,
+            left_out,
             dev: Mutex::new(vec![OLD; DEV_SECTORS as usize]),
             rules: Mutex::new(Rules {
                 covered: HashSet::new(),
@@ -112,6 +118,11 @@ impl World {
             }),
             changed: Condvar::new(),
         })
+    }
+
+    /// Whether this is done, as the module does it.
+    pub(crate) fn has(&self, measure: Measure) -> bool {
+        self.left_out != Some(measure)
     }
 
     /// The rules hold for this snapshot too.
@@ -142,7 +153,7 @@ impl World {
                 );
                 continue;
             }
-            for sector in range.start..range.end {
+            for sector in range.start..range.end.min(live.end()) {
                 assert!(
                     rules.covered.contains(&(live.id.0, sector)),
                     "a write reached DEV before the old data was saved"
