@@ -337,7 +337,8 @@ impl Live {
         let mut commit = self.commit.lock();
         commit.is_due = true;
         let queued = commit.held_next.push(bio);
-        drop(commit);
+        // As soon as the lock is given up, the bio may end, and with the last one the table that
+        // the caller has this snapshot from.
         self.queue_commit();
         queued
     }
