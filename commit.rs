@@ -425,6 +425,7 @@ impl Live {
         let Some(devices) = self.devices() else {
             return;
         };
+        store.resize(devices.cow.sectors());
         let mut commit = self.commit.lock();
         if !commit.is_due || self.health() == Health::Failing {
             return;

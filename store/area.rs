@@ -602,6 +602,11 @@ impl Cursor {
             self.area = self.area.saturating_add(1);
             self.index = 0;
         }
+        // It was zero when this was planned, whatever has been said of the size since.
+        if self.index != 0 {
+            let next = self.area.saturating_add(1);
+            self.zeroed_until = self.zeroed_until.max(next);
+        }
     }
 
     /// The last records, at most `most` of them and all in one area; `None` if there are none.

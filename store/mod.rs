@@ -58,6 +58,16 @@ impl Store {
         }
     }
 
+    /// Takes note that the COW device has `sectors` sectors now. Nobody tells of a change, so this
+    /// is called at each occasion. Context: any.
+    pub(crate) fn resize(&self, sectors: u64) {
+        match self {
+            Store::Persistent(store) => store.resize(sectors),
+            // It looks at the size with each chunk, and keeps nothing else.
+            Store::Transient(_) => {}
+        }
+    }
+
     /// After [`NoChunk::NoMemory`]: gets more memory to keep track of chunks. May sleep.
     ///
     /// # Errors

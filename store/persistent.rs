@@ -153,7 +153,7 @@ impl Persistent {
     pub(super) fn alloc(&self, want: u64, sectors: u64) -> Result<Chunks, NoChunk> {
         let mut state = self.state.lock();
         let state = &mut *state;
-        self.resize(state, sectors);
+        self.resize_in(state, sectors);
         // The place for the record comes first: once data is saved, nothing may fail any more.
         let needed = state.outstanding.saturating_add(1);
         if state.ready.capacity() < needed {
@@ -164,8 +164,17 @@ impl Persistent {
         Ok(run)
     }
 
+    /// See [`super::Store::resize`].
+    pub(crate) fn resize(&self, sectors: u64) {
+        self.resize_in(&mut self.state.lock(), sectors);
+    }
+
     /// The device may have grown, or have become smaller, which takes effect at once.
-    fn resize(&self, state: &mut State, sectors: u64) {
+    fn resize_in(&self, state: &mut State, sectors: u64) {
+        // One that is gone has no size, but it has not become smaller.
+        if sectors == 0 {
+            return;
+        }
         if let Some(layout) = Layout::new(state.layout.chunk_size, sectors, self.origin_sectors) {
             if layout.total_chunks != state.layout.total_chunks {
                 state.allocator.set_total(layout.total_chunks);
@@ -357,7 +366,7 @@ impl Persistent {
     /// Whether the device, which has so many sectors now, ends before what was to be zeroed.
     pub(crate) fn is_gone(&self, zeroing: &Zeroing, sectors: u64) -> bool {
         let mut state = self.state.lock();
-        self.resize(&mut state, sectors);
+        self.resize_in(&mut state, sectors);
         state.cursor.is_gone(zeroing)
     }
 

@@ -366,6 +366,25 @@ test_nothing_is_written_behind_the_end() {
 	shows_old
 }
 
+test_it_grows_again_before_anything_is_saved() {
+	# The areas that were zeroed ahead are not there any more, as the status has seen.
+	devices
+	grow 32768
+	snap P
+	write_blocks origin 0 1
+	sleep 1
+	grow 4112
+	equal "$(status snap)" "24/4112 16" "the status"
+	dd if=/dev/urandom of="$space" bs=4112b seek=1 count=7 oflag=direct status=none
+	grow 32768
+	# The last block of the third area is full then.
+	write_blocks origin 1 543
+	dm_remove snap
+	sound "$cow" "$dev"
+	snap_create snap "$dev" "$cow" P 8
+	shows_old
+}
+
 test_the_room_that_is_left_counts() {
 	devices
 	grow 2064

@@ -1068,6 +1068,21 @@ fn a_device_that_becomes_smaller() {
 }
 
 #[test]
+fn records_stay_whatever_is_said_of_the_size() {
+    // One who allocates may have asked for the size before the device grew, and tell it late.
+    let (one, four) = (layout(1, 1 + 33), layout(1, 1 + 33 * 4));
+    let mut cursor = Cursor::fresh(&four);
+    let zeroing = cursor.wants_zeroing().unwrap();
+    cursor.zeroed(&zeroing);
+    let batch = cursor.plan(40, 512, 1 << 20).unwrap();
+    cursor.set_layout(&one);
+    cursor.advance(&batch);
+    cursor.set_layout(&four);
+    assert_eq!(cursor.position(), (1, 8));
+    assert_eq!(cursor.wants_zeroing().map(|z| z.area), Some(2));
+}
+
+#[test]
 fn a_full_last_area_is_not_the_end() {
     // The device was larger: no program writes the last record without an area behind it.
     let layout = layout(1, 34);
