@@ -182,14 +182,21 @@ impl Live {
 
     /// The work of [`Self::queue_merge`]: merges until all is done, or it is to stop.
     pub(crate) fn run_merge(self: &Arc<Self>) {
+        let mut has_stopped = false;
         loop {
             let mut merge = self.merge.lock();
-            if !merge.is_wanted {
+            if !merge.is_wanted && has_stopped {
                 merge.is_running = false;
                 self.merge_changed.notify_all();
                 return;
             }
+            has_stopped = !merge.is_wanted;
             drop(merge);
+            if has_stopped {
+                // If it waited for room, a write that comes to do so has all of its time.
+                self.origin.wait_for_space_anew();
+                continue;
+            }
             let gate = self.origin.merge_gate.lock();
             let ended = self.merge_batch();
             drop(gate);
@@ -375,9 +382,7 @@ impl<'a> Claim<'a> {
             if is_free {
                 return Ok(());
             }
-            // A write that waits later has all of its time.
-            let woken = live.wait_merge(seen);
-            woken.inspect_err(|_| live.origin.wait_for_space_anew())?;
+            live.wait_merge(seen)?;
         }
     }
 
