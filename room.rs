@@ -52,8 +52,9 @@ pub(crate) struct Room {
     when_full: Atomic<u32>,
     /// With so few free chunks, an event is raised.
     low_water_mark: Atomic<u64>,
-    /// The event has been raised, and more chunks have not been free since.
-    is_low: Atomic<u32>,
+    /// With so many sectors of the COW device the event has been raised, and more chunks have not
+    /// been free since; 0 if it has not.
+    low_sectors: Atomic<u64>,
     /// That writes fail for want of room has been told, and none had room since.
     is_full: Atomic<u32>,
     /// The size of the COW device with which no chunk was free, the last time.
@@ -74,7 +75,7 @@ impl Room {
         pin_init!(Self {
             when_full: Atomic::new(0),
             low_water_mark: Atomic::new(0),
-            is_low: Atomic::new(0),
+            low_sectors: Atomic::new(0),
             is_full: Atomic::new(0),
             full_sectors: Atomic::new(0),
             space <- new_spinlock_irq!(None, "Live::space"),
@@ -117,7 +118,11 @@ impl Live {
     /// Context: any.
     pub(crate) fn no_room(self: &Arc<Self>, why: Failure, is_own: bool) -> NoRoom {
         match self.room.when_full() {
-            WhenFull::Queue if why == Failure::CowFull && !self.has_waited() => {
+            WhenFull::Queue if why == Failure::CowFull => {
+                if self.has_waited() {
+                    self.fail(why);
+                    return NoRoom::GivenUp;
+                }
                 self.wait_for_space();
                 NoRoom::Queued
             }
@@ -142,8 +147,9 @@ impl Live {
         }
     }
 
-    /// Chunks of the COW device have been taken: tells if few are left. Context: any.
-    pub(crate) fn took_room(self: &Arc<Self>) {
+    /// Chunks of the COW device, which has so many sectors, have been taken: tells if few are left.
+    /// Context: any.
+    pub(crate) fn took_room(self: &Arc<Self>, sectors: u64) {
         if self.room.is_full.load(Acquire) != 0 {
             self.room.is_full.store(0, Release);
         }
@@ -152,8 +158,8 @@ impl Live {
             return;
         }
         if self.store.free_chunks() > low_water_mark {
-            self.room.is_low.store(0, Release);
-        } else if self.room.is_low.xchg(1, Full) == 0 {
+            self.room.low_sectors.store(0, Release);
+        } else if self.room.low_sectors.xchg(sectors, Full) != sectors {
             dm_warn!(
                 "COW device {} has no more than {} free chunks",
                 self.cow_name(),

@@ -303,7 +303,7 @@ impl Slot {
             });
         }
         live.start_busy();
-        live.took_room();
+        live.took_room(cow_sectors);
         Ok(Started {
             saved: Saved {
                 old: first,

@@ -195,7 +195,7 @@ impl Live {
         }
     }
 
-    pub(crate) fn took_room(&self) {}
+    pub(crate) fn took_room(&self, _sectors: u64) {}
 
     pub(crate) fn stir_merge(&self) {}
 

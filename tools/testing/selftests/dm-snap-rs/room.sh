@@ -780,6 +780,17 @@ test_low_water_mark_p() { low P 126; }
 
 test_low_water_mark_n() { low N 128; }
 
+test_low_water_mark_crossed_at_once_after_growth() {
+	# More chunks are taken by one write than there were above the mark.
+	devices
+	snap P low_water_mark:25
+	write_blocks origin 0 111
+	wait_for 5 has_events snap 1 || fail "no event at the mark"
+	grow 1120
+	write_blocks origin 111 10 10
+	wait_for 5 has_events snap 2 || fail "no event at the mark, the second time"
+}
+
 test_low_water_mark_by_snap_writes() {
 	local pid
 	devices
