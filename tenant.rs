@@ -188,7 +188,8 @@ impl Tenant {
         let status = Status {
             valid: !self.live.is_lost() && !has_left,
             merge_failed: self.live.has_merge_failed(),
-            overflowed: health == Health::Overflowed,
+            // A merge is told of by the numbers.
+            overflowed: health == Health::Overflowed && !self.live.is_merging(),
             allocated: usage.allocated,
             total: usage.total,
             metadata: usage.metadata,
