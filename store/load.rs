@@ -138,8 +138,11 @@ pub(crate) fn load(
     let mut tables = empty_tables()?;
     let block = cow.logical_block_size() as usize;
     let mut tail = KVec::from_elem(0u8, block, GFP_KERNEL)?;
+    let written = |result: Result| {
+        result.inspect_err(|_| dm_err!("metadata cannot be written to COW device {}", cow))
+    };
     let (mut allocator, cursor) = if !found.is_used {
-        zero_first_area(client, cow, layout)?;
+        written(zero_first_area(client, cow, layout))?;
         (Allocator::fresh(layout), Cursor::fresh(layout))
     } else if found.is_valid {
         let read = scan(client, cow, layout, spans, &mut tables, &mut tail);
@@ -152,11 +155,12 @@ pub(crate) fn load(
     let store = Persistent::new(*layout, origin_sectors, allocator, cursor, tail)?;
     let store = KBox::pin_init(store, GFP_KERNEL)?;
     if found.is_valid {
-        zero_current(client, cow, &store)?;
+        written(zero_current(client, cow, &store))?;
     }
     if !found.is_used {
-        client.flush(cow)?;
-        write_header(client, cow, &header(cow, layout.chunk_size, true)?)?;
+        let header = header(cow, layout.chunk_size, true)?;
+        written(client.flush(cow))?;
+        written(write_header(client, cow, &header))?;
     }
     Ok(Loaded { store, tables })
 }
@@ -225,7 +229,13 @@ fn scan(
                 (ahead, most_ahead) = (1, 1);
                 continue;
             }
-            areas => areas?,
+            areas => areas.inspect_err(|_| {
+                dm_err!(
+                    "metadata area {} of COW device {} cannot be read",
+                    area,
+                    cow
+                );
+            })?,
         };
         for bytes in areas {
             if scan.wants().is_none() {

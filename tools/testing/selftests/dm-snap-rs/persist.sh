@@ -138,6 +138,27 @@ $((under + 8)) $(($(sectors "$cow") - under - 8)) linear $cow $((under + 8))"
 	equal "$(digest "$(path snap)")" "$sum" "SNAP"
 }
 
+test_metadata_that_cannot_be_read_or_written() {
+	# The log tells what it was.
+	local under
+	on_c && skip "the C target does not tell"
+	devices 8
+	under=$cow
+	dm_create cow "0 8 linear $under 0
+8 8 error
+16 $(($(sectors "$under") - 16)) linear $under 16"
+	cow=$(path cow)
+	log_mark first
+	refused snap_create snap "$dev" "$cow" P 8
+	log_has first "metadata cannot be written to COW device" || fail "nothing is said: $(log_since first)"
+	snap_create snap "$dev" "$under" P 8
+	dm_remove snap
+	log_mark again
+	refused snap_create snap "$dev" "$cow" P 8
+	log_has again "metadata area 0 of COW device [0-9:]+ cannot be read" ||
+		fail "nothing is said: $(log_since again)"
+}
+
 test_a_transient_snapshot_writes_no_header() {
 	devices 16
 	pattern "$cow" 9
