@@ -165,5 +165,8 @@ impl PinnedDrop for DmSnapRs {
         // work item of a snapshot may still be on its way out.
         self.registry.merge_wq.drain();
         self.registry.wq.drain();
+        // And so may be a task of a device beneath that has ended I/O: what it let go of last has
+        // let the last table go.
+        dm::wait_for_tasks();
     }
 }

@@ -436,8 +436,8 @@ impl<T: IoDone> Context<T> {
             request: Request(context),
         };
         T::io_done(done, finished);
-        // Once the device has been let go of, its target can be destroyed, and then the module
-        // can be unloaded. So this comes last.
+        // Once the device has been let go of, its target can be destroyed, so this comes last. The
+        // module waits for tasks that have not returned from here before it goes.
         drop(client);
         drop(device);
     }

@@ -41,4 +41,4 @@ pub(crate) use io::{Client, Finished, IoDone, Request, Span, WriteFlags, MAX_BYT
 pub(crate) use param::{cow_threshold, no_space_timeout, standard_names};
 pub(crate) use setup::{Args, Setup};
 pub(crate) use target::{EndIo, Hints, Mapped, Registration, StatusKind, Target};
-pub(crate) use work::{NoIo, WorkQueue};
+pub(crate) use work::{wait_for_tasks, NoIo, WorkQueue};

@@ -74,6 +74,12 @@ impl Drop for WorkQueue {
     }
 }
 
+/// Sleeps until each task that is within the module's code now, preempted there, has left it.
+pub(crate) fn wait_for_tasks() {
+    // SAFETY: There are no preconditions, other than that it may sleep.
+    unsafe { sys::dmsnap_synchronize_rcu_tasks() };
+}
+
 /// As long as it lives, allocations of this task do no I/O to get memory: what is allocated on
 /// the way of a bio must not wait for another bio.
 pub(crate) struct NoIo {

@@ -7,6 +7,7 @@
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/moduleparam.h>
+#include <linux/rcupdate.h>
 #include <linux/sched/mm.h>
 #include <linux/workqueue.h>
 
@@ -90,6 +91,12 @@ struct workqueue_struct *dmsnap_alloc_workqueue(const char *name)
 void dmsnap_drain_workqueue(struct workqueue_struct *wq)
 {
 	drain_workqueue(wq);
+}
+
+/* A function-like macro where there is no preemption. */
+void dmsnap_synchronize_rcu_tasks(void)
+{
+	synchronize_rcu_tasks();
 }
 
 /* The work of a delayed work, which must be one. */

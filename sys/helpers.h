@@ -50,6 +50,7 @@ void dmsnap_noio_restore(unsigned int flags);
 struct workqueue_struct *dmsnap_alloc_workqueue(const char *name);
 void dmsnap_drain_workqueue(struct workqueue_struct *wq);
 void dmsnap_flush_delayed_work(struct work_struct *work);
+void dmsnap_synchronize_rcu_tasks(void);
 
 /*
  * Exported, but declared only in a private header of device-mapper. The pair has
