@@ -425,7 +425,6 @@ impl Live {
         let Some(devices) = self.devices() else {
             return;
         };
-        store.resize(devices.cow.sectors());
         let mut commit = self.commit.lock();
         if !commit.is_due || self.health() == Health::Failing {
             return;
@@ -450,8 +449,13 @@ impl Live {
                     bio.submit();
                 }
             }
-            // When the area has been zeroed, this is called again.
-            Next::Zero => {}
+            // When the area has been zeroed, this is called again. If it is only wanted since the
+            // device has grown just now, it's begun then.
+            Next::Zero => {
+                if commit.zero.now.is_none() {
+                    self.queue_commit();
+                }
+            }
             Next::Full => {
                 drop(commit);
                 self.fail(Failure::MetadataFull);
@@ -546,7 +550,8 @@ impl Live {
         // Whoever takes the snapshot out of use says so first, and then waits until nothing is
         // under way. So this is under way before it is looked at what was said.
         self.start_busy();
-        let Some((request, buffer, span)) = self.next_zeroes(store, &devices) else {
+        store.resize(|| devices.cow.sectors());
+        let Some((request, buffer, span)) = self.next_zeroes(store) else {
             return self.end_busy();
         };
         request.write(
@@ -561,11 +566,7 @@ impl Live {
     }
 
     /// The next piece that is to be zeroed, if any is and none is being written.
-    fn next_zeroes(
-        self: &Arc<Self>,
-        store: &Persistent,
-        devices: &Devices,
-    ) -> Option<(Request<Self>, Buffer, Span)> {
+    fn next_zeroes(self: &Arc<Self>, store: &Persistent) -> Option<(Request<Self>, Buffer, Span)> {
         // Those records that there are still need their places; there will be no others, and
         // none must be lost for want of a place for them.
         if (self.is_merging() || !self.is_active()) && !store.has_volatile() {
@@ -573,24 +574,21 @@ impl Live {
         }
         let mut commit = self.commit.lock();
         commit.zero.request.as_ref()?;
-        if core::mem::take(&mut commit.zero.has_failed) {
-            let failed = commit.zero.now.take();
-            let cow = devices.cow.sectors();
-            // No record needs an area that is not there any more.
-            if !failed.is_some_and(|(zeroing, ..)| store.is_gone(&zeroing, cow)) {
-                drop(commit);
-                self.fail(Failure::WriteMetadata);
-                return None;
-            }
+        let has_failed = core::mem::take(&mut commit.zero.has_failed);
+        // If the device has become smaller, nobody knows what has become of the area.
+        let now = commit.zero.now.take();
+        let now = now.filter(|(zeroing, ..)| !store.is_gone(zeroing));
+        if has_failed && now.is_some() {
+            drop(commit);
+            self.fail(Failure::WriteMetadata);
+            return None;
         }
         if self.health() == Health::Invalid {
             return None;
         }
-        if let Some((zeroing, _, bytes, done)) = commit.zero.now {
-            if done >= bytes {
-                store.zeroed(&zeroing);
-                commit.zero.now = None;
-            }
+        match now {
+            Some((zeroing, _, bytes, done)) if done >= bytes => store.zeroed(&zeroing),
+            _ => commit.zero.now = now,
         }
         if commit.zero.now.is_none() {
             let next = store.wants_zeroing();

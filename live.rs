@@ -419,7 +419,7 @@ impl Live {
 
     /// Takes over what another table says, whose target answers for the snapshot from now on.
     pub(crate) fn set_table(&self, tenure: &mut Tenure, line: Line, is_running: bool) {
-        self.store.resize(line.devices.cow.sectors());
+        self.store.resize(|| line.devices.cow.sectors());
         self.set_devices(Some(line.devices));
         let is_shorter = line.end < self.end();
         self.sectors.store(line.end, Release);

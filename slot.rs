@@ -274,7 +274,7 @@ impl Slot {
             // It has not become full, but is gone.
             return Err(Stop::Snapshot(Failure::WriteCow));
         }
-        let run = match live.store.alloc(hole.len(), cow_sectors) {
+        let run = match live.store.alloc(hole.len(), || devices.cow.sectors()) {
             Ok(run) => run,
             Err(NoChunk::Full) => {
                 live.room.note_full(cow_sectors);

@@ -179,9 +179,9 @@ impl Tenant {
             chunk_sectors: self.live.chunk_size.sectors(),
             features: self.features,
         };
-        let sectors = self.devices.cow.sectors();
-        self.live.store.resize(sectors);
-        let usage = self.live.store.usage(self.live.chunk_size, sectors);
+        let cow = &self.devices.cow;
+        self.live.store.resize(|| cow.sectors());
+        let usage = self.live.store.usage(self.live.chunk_size, cow.sectors());
         let health = self.live.health();
         // What has left its origin is not guarded any more.
         let has_left = self.live.tenure.lock().has_left;

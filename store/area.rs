@@ -442,6 +442,8 @@ pub(crate) struct Zeroing {
     /// crash: the records before it stay.
     pub(crate) first: u32,
     per_area: u32,
+    /// How many times the device had become smaller when this was asked for.
+    shrunk: u64,
 }
 
 impl Zeroing {
@@ -475,6 +477,8 @@ pub(crate) struct Cursor {
     /// The areas before this one hold nothing, on stable media, that was not written by
     /// this cursor or read by the scan.
     zeroed_until: u64,
+    /// How many times the device has become smaller.
+    shrunk: u64,
 }
 
 impl Cursor {
@@ -497,20 +501,25 @@ impl Cursor {
             } else {
                 area
             },
+            shrunk: 0,
         }
     }
 
     /// Takes note of the size of the device, which may have changed.
     pub(crate) fn set_layout(&mut self, layout: &Layout) {
-        self.areas = layout.areas();
-        // Whatever may stand where an area has been, if the device grows again.
-        let there = self.areas.max(self.area.saturating_add(1));
-        self.zeroed_until = self.zeroed_until.min(there);
+        let areas = layout.areas();
+        if areas < self.areas {
+            self.shrunk = self.shrunk.wrapping_add(1);
+            // Whatever may stand where an area has been, if the device grows again.
+            let there = areas.max(self.area.saturating_add(1));
+            self.zeroed_until = self.zeroed_until.min(there);
+        }
+        self.areas = areas;
     }
 
-    /// Whether the device has become so small that it ends before what was to be zeroed.
+    /// Whether what was to be zeroed may have been cut off from the device since.
     pub(crate) fn is_gone(&self, zeroing: &Zeroing) -> bool {
-        zeroing.area >= self.areas
+        zeroing.shrunk != self.shrunk
     }
 
     /// The area in which the next record goes, and its number there.
@@ -602,11 +611,10 @@ impl Cursor {
             self.area = self.area.saturating_add(1);
             self.index = 0;
         }
-        // It was zero when this was planned, whatever has been said of the size since.
-        if self.index != 0 {
-            let next = self.area.saturating_add(1);
-            self.zeroed_until = self.zeroed_until.max(next);
-        }
+        // What has been written to was zero when this was planned, whatever was said of the size
+        // since.
+        let written_until = self.area.saturating_add(u64::from(self.index != 0));
+        self.zeroed_until = self.zeroed_until.max(written_until);
     }
 
     /// The last records, at most `most` of them and all in one area; `None` if there are none.
@@ -636,6 +644,7 @@ impl Cursor {
             area,
             first: if area == self.area { self.index } else { 0 },
             per_area: self.per_area,
+            shrunk: self.shrunk,
         })
     }
 

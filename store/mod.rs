@@ -45,22 +45,27 @@ pub(crate) struct Usage {
 }
 
 impl Store {
-    /// Hands out at most `want` consecutive chunks of a COW device that has `sectors` sectors
-    /// now.
+    /// Hands out at most `want` consecutive chunks of a COW device. `sectors` tells how many sectors
+    /// that has; it is asked under the store's lock, so that no earlier size is taken for a later
+    /// one.
     ///
     /// # Errors
     ///
     /// See [`NoChunk`]. Context: under the lock of a slot.
-    pub(crate) fn alloc(&self, want: u64, sectors: u64) -> Result<Chunks, NoChunk> {
+    pub(crate) fn alloc(
+        &self,
+        want: u64,
+        sectors: impl FnOnce() -> u64,
+    ) -> Result<Chunks, NoChunk> {
         match self {
             Store::Persistent(store) => store.alloc(want, sectors),
             Store::Transient(store) => store.alloc(want, sectors),
         }
     }
 
-    /// Takes note that the COW device has `sectors` sectors now. Nobody tells of a change, so this
-    /// is called at each occasion. Context: any.
-    pub(crate) fn resize(&self, sectors: u64) {
+    /// Takes note of how many sectors the COW device has now, as in [`Self::alloc`]. Nobody tells
+    /// of a change, so this is called at each occasion. Context: any.
+    pub(crate) fn resize(&self, sectors: impl FnOnce() -> u64) {
         match self {
             Store::Persistent(store) => store.resize(sectors),
             // It looks at the size with each chunk, and keeps nothing else.

@@ -150,10 +150,14 @@ impl Persistent {
     }
 
     /// See [`super::Store::alloc`].
-    pub(super) fn alloc(&self, want: u64, sectors: u64) -> Result<Chunks, NoChunk> {
+    pub(super) fn alloc(
+        &self,
+        want: u64,
+        sectors: impl FnOnce() -> u64,
+    ) -> Result<Chunks, NoChunk> {
         let mut state = self.state.lock();
         let state = &mut *state;
-        self.resize_in(state, sectors);
+        self.resize_in(state, sectors());
         // The place for the record comes first: once data is saved, nothing may fail any more.
         let needed = state.outstanding.saturating_add(1);
         if state.ready.capacity() < needed {
@@ -165,8 +169,9 @@ impl Persistent {
     }
 
     /// See [`super::Store::resize`].
-    pub(crate) fn resize(&self, sectors: u64) {
-        self.resize_in(&mut self.state.lock(), sectors);
+    pub(crate) fn resize(&self, sectors: impl FnOnce() -> u64) {
+        let mut state = self.state.lock();
+        self.resize_in(&mut state, sectors());
     }
 
     /// The device may have grown, or have become smaller, which takes effect at once.
@@ -363,11 +368,9 @@ impl Persistent {
         Some((zeroing, at, bytes.end.saturating_sub(bytes.start)))
     }
 
-    /// Whether the device, which has so many sectors now, ends before what was to be zeroed.
-    pub(crate) fn is_gone(&self, zeroing: &Zeroing, sectors: u64) -> bool {
-        let mut state = self.state.lock();
-        self.resize_in(&mut state, sectors);
-        state.cursor.is_gone(zeroing)
+    /// Whether what was to be zeroed may have been cut off from the device since.
+    pub(crate) fn is_gone(&self, zeroing: &Zeroing) -> bool {
+        self.state.lock().cursor.is_gone(zeroing)
     }
 
     /// The area in which the next record goes.

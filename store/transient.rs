@@ -36,9 +36,13 @@ impl Transient {
     }
 
     /// See [`super::Store::alloc`].
-    pub(super) fn alloc(&self, want: u64, sectors: u64) -> Result<Chunks, NoChunk> {
+    pub(super) fn alloc(
+        &self,
+        want: u64,
+        sectors: impl FnOnce() -> u64,
+    ) -> Result<Chunks, NoChunk> {
         let mut allocator = self.allocator.lock();
-        allocator.set_total(sectors >> self.chunk_size.shift());
+        allocator.set_total(sectors() >> self.chunk_size.shift());
         allocator.alloc(want).ok_or(NoChunk::Full)
     }
 

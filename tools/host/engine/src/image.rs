@@ -377,7 +377,7 @@ fn fill(mut opened: Opened, witness: &mut Witness<'_>) {
     while let Some(&old) = olds.first() {
         let ahead = olds.iter().zip(old..).take_while(|(a, b)| **a == *b);
         let want = (ahead.count() as u64).min(1 + witness.random.below(9));
-        let run = match opened.store.alloc(want, sectors) {
+        let run = match opened.store.alloc(want, || sectors) {
             Ok(run) => run,
             Err(NoChunk::NoMemory) => {
                 opened.store.grow().unwrap();

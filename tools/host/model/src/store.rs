@@ -24,7 +24,11 @@ impl Store {
         Self(Mutex::new(0))
     }
 
-    pub(crate) fn alloc(&self, want: u64, _sectors: u64) -> Result<Chunks, NoChunk> {
+    pub(crate) fn alloc(
+        &self,
+        want: u64,
+        _sectors: impl FnOnce() -> u64,
+    ) -> Result<Chunks, NoChunk> {
         let mut next = self.0.lock().unwrap();
         let run = Chunks::new(Chunk(*next), want);
         *next = run.end;
