@@ -301,7 +301,7 @@ at_exit() {
 	((BASHPID == $$)) || exit "$rc"
 	remove_all >/dev/null 2>&1
 	# The next script loads the module as it needs it.
-	if [ -n "$STANDARD" ] && ! on_c && ! rmmod dm_snap_rs; then
+	if has_standard_names && ! rmmod dm_snap_rs; then
 		echo "not ok $((KTAP_TESTNO + 1)) the module can be unloaded"
 	fi
 	rm -rf "$TMP"
@@ -340,14 +340,19 @@ load_rs() {
 	insmod "$ko"
 }
 
+# has_standard_names - true when the Rust module has the names of the C targets.
+has_standard_names() {
+	[ "$(cat /sys/module/dm_snap_rs/parameters/standard_names 2>/dev/null)" = Y ]
+}
+
 # load_c - loads the C targets if they are not there yet. False also when those of their
 # names are the Rust module's.
 load_c() {
-	have_target snapshot || modprobe dm_snapshot || return 1
-	[ "$(cat /sys/module/dm_snap_rs/parameters/standard_names 2>/dev/null)" != Y ] || {
+	! has_standard_names || {
 		echo "dm_snap_rs has the names of the C targets"
 		return 1
 	}
+	have_target snapshot || modprobe dm_snapshot
 }
 
 # load_targets - loads what the tests stand on; on failure prints why.
