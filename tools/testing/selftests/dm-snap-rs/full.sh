@@ -245,8 +245,7 @@ test_dev_that_cannot_be_read() {
 		dev=$(blk_create 8)
 		space=$(blk_create 16)
 		# Bad for the copies alone: ORIGIN is written by whole chunks.
-		dmsetup create "${PREFIX}bad" --table "$(printf '%s\n' \
-			"0 8192 linear $dev 0" "8192 64 error" "8256 8128 linear $dev 8256")"
+		dm_create bad "$(broken_table "$dev" 8192 64)"
 		origin_create origin "$(path bad)"
 		snap_add origin snap "$(path bad)" "$space" "$store" 8
 		dd if=/dev/urandom of="$(path origin)" bs=4K count=4 seek=10 oflag=direct status=none

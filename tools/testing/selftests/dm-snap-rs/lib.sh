@@ -648,6 +648,15 @@ linear_table() {
 	echo "0 ${2:-$(sectors "$1")} linear $1 ${3:-0}"
 }
 
+# broken_table DEVICE SECTOR COUNT - prints a linear table in which so many sectors can be
+# neither read nor written; behind them there are others.
+broken_table() {
+	local end=$(($2 + $3))
+	(($2 == 0)) || linear_table "$1" "$2"
+	echo "$2 $3 error"
+	echo "$end $(($(sectors "$1") - end)) linear $1 $end"
+}
+
 # linear_create NAME DEVICE [SECTORS [OFFSET]] - a part of a device as a device:
 # this is how one of an exact size is made.
 linear_create() {

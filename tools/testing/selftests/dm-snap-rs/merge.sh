@@ -633,7 +633,7 @@ test_data_of_cow_that_cannot_be_read() {
 	local bad good old new
 	held_devices
 	# What is merged last: the first data chunks.
-	cow_table "0 16 linear $room 0" "16 80 error" "96 65440 linear $room 96"
+	cow_table "$(broken_table "$room" 16 80)"
 	read -r bad _ <<<"$(cow_py list "$room" | sed -n 3p)"
 	read -r good new <<<"$(cow_py list "$room" | sed -n 11p)"
 	merge_create origin "$dev" "$cow" P 8
@@ -776,7 +776,7 @@ test_metadata_that_cannot_be_read() {
 	held_devices
 	merge_create origin "$dev" "$cow" P 8
 	# The first area is read last.
-	cow_table "0 8 linear $room 0" "8 8 error" "16 65520 linear $room 16"
+	cow_table "$(broken_table "$room" 8 8)"
 	start_load origin
 	hold_end
 	failed

@@ -131,9 +131,7 @@ test_an_area_that_cannot_be_read_and_is_not_needed() {
 	sequential write "$(path origin)" 9
 	dm_remove snap
 	under=$((8 * (1 + 12 * 257)))
-	dm_create cow "0 $under linear $cow 0
-$under 8 error
-$((under + 8)) $(($(sectors "$cow") - under - 8)) linear $cow $((under + 8))"
+	dm_create cow "$(broken_table "$cow" "$under" 8)"
 	snap_add origin snap "$dev" "$(path cow)" P 8
 	equal "$(digest "$(path snap)")" "$sum" "SNAP"
 }
@@ -144,9 +142,7 @@ test_metadata_that_cannot_be_read_or_written() {
 	on_c && skip "the C target does not tell"
 	devices 8
 	under=$cow
-	dm_create cow "0 8 linear $under 0
-8 8 error
-16 $(($(sectors "$under") - 16)) linear $under 16"
+	dm_create cow "$(broken_table "$under" 8 8)"
 	cow=$(path cow)
 	log_mark first
 	refused snap_create snap "$dev" "$cow" P 8

@@ -277,20 +277,25 @@ test_blocks_of_cow_that_are_larger_than_pages() {
 	equal "$(digest "$(path snap2)")" "$sum" "SNAP2, with blocks of 16384 bytes"
 }
 
-test_a_bad_sector_that_one_snapshot_needs() {
-	# One read serves both, but only one of them needs what can't be read.
-	local bad=1024
-	disk=$(blk_create 16) cow=$(blk_create 16) cow2=$(blk_create 24)
+# origin_on_disk MIB - ORIGIN on a DEV that stands on a disk, so that its table can be changed;
+# what they show is in sum.
+origin_on_disk() {
+	disk=$(blk_create "$1")
 	pattern "$disk" 1
 	sum=$(digest "$disk")
 	linear_create dev "$disk"
 	dev=$(path dev)
 	origin_create origin "$dev"
+}
+
+test_a_bad_sector_that_one_snapshot_needs() {
+	# One read serves both, but only one of them needs what can't be read.
+	local bad=1024
+	cow=$(blk_create 16) cow2=$(blk_create 24)
+	origin_on_disk 16
 	snap_add origin snap "$dev" "$cow" P 8
 	snap_add origin snap2 "$dev" "$cow2" P 2048
-	dm_load dev "0 $bad linear $disk 0
-$bad 8 error
-$((bad + 8)) $(($(sectors "$disk") - bad - 8)) linear $disk $((bad + 8))"
+	dm_load dev "$(broken_table "$disk" "$bad" 8)"
 	dm_resume dev
 	write_sectors origin 0 8
 	write_sectors origin 2048 8
@@ -303,18 +308,13 @@ $((bad + 8)) $(($(sectors "$disk") - bad - 8)) linear $disk $((bad + 8))"
 
 test_a_bad_sector_that_only_a_full_one_would_need() {
 	# For its blocks, more is read than the other one needs.
-	disk=$(blk_create 8) cow=$(blk_create 8)
+	cow=$(blk_create 8)
 	linear_create cow2 "$(blk_create 8 blocksize=4096)" 24
-	pattern "$disk" 1
-	sum=$(digest "$disk")
-	linear_create dev "$disk"
-	dev=$(path dev)
-	origin_create origin "$dev"
+	origin_on_disk 8
 	snap_add origin snap "$dev" "$cow" P 2
 	snap_add origin snap2 "$dev" "$(path cow2)" P 8
 	write_sectors origin 1024 8
-	dm_load dev "0 2 error
-2 $(($(sectors "$disk") - 2)) linear $disk 2"
+	dm_load dev "$(broken_table "$disk" 0 2)"
 	dm_resume dev
 	write_sectors origin 6 2
 	equal "$(status snap2)" Invalid "the status of the one that is full"
@@ -327,11 +327,8 @@ test_a_bad_sector_that_only_a_full_one_would_need() {
 test_a_bad_sector_among_many_runs() {
 	# As many runs as one copy can save, and one more: each is judged by itself.
 	local i
-	disk=$(blk_create 16) cow=$(blk_create 16) cow2=$(blk_create 16)
-	pattern "$disk" 1
-	linear_create dev "$disk"
-	dev=$(path dev)
-	origin_create origin "$dev"
+	cow=$(blk_create 16) cow2=$(blk_create 16)
+	origin_on_disk 16
 	snap_add origin snap "$dev" "$cow" P 8
 	snap_add origin snap2 "$dev" "$cow2" P 8
 	for ((i = 0; i < 64; i++)); do
@@ -339,9 +336,7 @@ test_a_bad_sector_among_many_runs() {
 	done
 	write_sectors snap2 8 1016
 	sum=$(digest "$(path snap2)")
-	dm_load dev "0 1008 linear $disk 0
-1008 8 error
-1016 $(($(sectors "$disk") - 1016)) linear $disk 1016"
+	dm_load dev "$(broken_table "$disk" 1008 8)"
 	dm_resume dev
 	write_sectors origin 0 1024 || true
 	dm_load dev "$(linear_table "$disk")"
